@@ -1,0 +1,257 @@
+"""Heatmaps: Gaussians in, coordinates out. Cells count from 0 at their centres; see README.md beside this file."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.errors import GeometryError
+from lib.geometry.precision import no_autocast, result_dtype
+
+CPU_BLOCK = 1 << 18  # cells worked on at a time: 1 MiB of float32, the second-level cache of a core
+GPU_BLOCK = 1 << 26  # launches cost more than memory there; still bounds the extra memory to 256 MiB
+
+
+@no_autocast
+def render_heatmaps(x_hm: Tensor, valid: Tensor, size, sigma: float, cut: float | None = 3.0, snap=False) -> Tensor:
+    """Gaussians of peak 1.   x_hm (..., J, 2) cells, valid (..., J) -> (..., J, h, w); size = (w, h), sigma in cells
+
+    cut: the Gaussian is zero beyond cut * sigma along x or y (Simple Baselines: 3); None leaves it whole. snap: the
+    centre is rounded to a cell, floor(x + 0.5), as Simple Baselines does. Maps of joints that are not valid are zero.
+    Differentiable in x_hm unless snapped.
+    """
+    (w, h), dtype = size, result_dtype(x_hm)
+    x = torch.where(valid.bool()[..., None], x_hm.to(dtype), 0.0)  # what stands in an invalid place may be NaN
+    x = (x + 0.5).floor() if snap else x
+    cells = torch.arange(max(w, h), dtype=dtype, device=x.device)
+    profiles = []
+    for n, center in ((w, x[..., 0]), (h, x[..., 1])):
+        d = cells[:n] - center[..., None]
+        profile = torch.exp(d.square() * (-0.5 / sigma**2))
+        profiles.append(profile if cut is None else torch.where(d.abs() <= cut * sigma, profile, 0.0))
+    along_x, along_y = profiles
+    return (along_y * valid.to(dtype)[..., None])[..., :, None] * along_x[..., None, :]
+
+
+def touches_map(x_hm: Tensor, size, reach: float) -> Tensor:
+    """Whether a blob of half width `reach` cells overlaps the map; a target wholly outside gets no loss.
+
+    x_hm (..., 2) -> (...) bool
+    """
+    limit = torch.as_tensor(size, dtype=x_hm.dtype, device=x_hm.device)
+    return ((x_hm > -reach - 0.5) & (x_hm < limit - 0.5 + reach)).all(-1)
+
+
+@torch.compiler.disable  # a loop over blocks is no graph; torch.compile breaks here and continues behind it
+@no_autocast
+def soft_argmax(logits: Tensor, dims: int | None = None, score: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """Expected cell under the softmax over each joint's map.
+
+    logits (..., J, [D,] h, w) -> (..., J, k) cells, order x, y[, z]
+
+    dims: how many trailing axes a map has (1 to 3); None = all behind (B, J). score=True also returns the largest
+    probability (..., J), without gradient. Cells count from 0, no half-cell offset; any sizes; float32 inside even
+    under autocast (float64 for float64). Equation: Sun et al., Integral Human Pose Regression (ECCV 2018), with the
+    analytic gradient p g (c - E[c]). It works on blocks that stay in cache and keeps no probabilities, so its extra
+    memory is the gradient alone. First derivatives only. Raises GeometryError.
+    """
+    dims = logits.ndim - 2 if dims is None else dims
+    if not 1 <= dims <= 3 or logits.ndim <= dims or not logits.is_floating_point():
+        found = f"{tuple(logits.shape)} of {logits.dtype} with dims {dims}"
+        raise GeometryError(f"soft_argmax: logits {found}, expected floats (..., J, [D,] h, w) and 1 to 3 map axes")
+    lead = logits.shape[:-dims]
+    coords, peak = _SoftArgmax.apply(logits.reshape(-1, lead[-1], *logits.shape[-dims:]), dims)
+    coords = coords.reshape(*lead, dims)
+    return (coords, peak.reshape(lead)) if score else coords
+
+
+class _SoftArgmax(torch.autograd.Function):
+    """logits (B, J, map axes) -> coordinates (B, J, k), largest probability (B, J)."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+        dtype = result_dtype(logits)
+        order, maps = _memory_order(logits, dims)
+        sizes = maps.shape[2:]
+        first = logits.new_empty(*maps.shape[:2], sizes[0], dtype=dtype)  # marginal of the outermost axis in memory
+        rest = logits.new_empty(*maps.shape[:2], math.prod(sizes[1:]), dtype=dtype)  # ... and of the others together
+        top = logits.new_empty(*maps.shape[:2], *[1] * dims, dtype=dtype)
+        for part, work in _blocks(maps, dtype):
+            block = maps[part]
+            peak = block.amax((-1, -2, -3)[:dims], keepdim=True).to(dtype)
+            torch.sub(block, peak, out=work).exp_()
+            top[part] = peak
+            flat = work.flatten(3) if dims > 1 else work[..., None]
+            torch.sum(flat, 3, out=first[part])
+            torch.sum(flat, 2, out=rest[part])
+        total = first.sum(-1)
+        marginals = [first]
+        if dims == 2:
+            marginals.append(rest)
+        elif dims == 3:
+            plane = rest.unflatten(-1, sizes[1:])
+            marginals += [plane.sum(-1), plane.sum(-2)]
+        coords = logits.new_empty(*maps.shape[:2], dims, dtype=dtype)
+        for axis, marginal in zip(order, marginals, strict=True):  # map axes are z y x, coordinates x y z
+            cells = torch.arange(marginal.shape[-1], dtype=dtype, device=logits.device)
+            coords[..., dims - 1 - axis] = (marginal * cells).sum(-1) / total
+        ctx.save_for_backward(logits, coords, top, total)
+        ctx.dims = dims
+        peak = total.reciprocal()
+        ctx.mark_non_differentiable(peak)
+        return coords, peak
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
+        logits, coords, top, total = ctx.saved_tensors
+        dims, dtype = ctx.dims, coords.dtype
+        order, maps = _memory_order(logits, dims)
+        out = torch.empty_like(logits)
+        slots = out.permute(0, 1, *(2 + axis for axis in order))
+        slope = grad.to(dtype) / total[..., None]  # of the unnormalised exponentials
+        tables = []  # g (c - E[c]) / total along each axis of the memory order, (B, J, 1.., n, ..1)
+        for place, axis in enumerate(order):
+            k = dims - 1 - axis
+            cells = torch.arange(maps.shape[2 + place], dtype=dtype, device=logits.device)
+            table = slope[..., k, None] * (cells - coords[..., k, None])
+            tables.append(table.reshape(*table.shape[:2], *(table.shape[2] if p == place else 1 for p in range(dims))))
+        inner = tables[1] if dims > 1 else torch.zeros_like(tables[0][..., :1])
+        inner = inner + tables[2] if dims > 2 else inner
+        weight = None
+        for part, work in _blocks(maps, dtype):
+            torch.sub(maps[part], top[part], out=work).exp_()
+            weight = torch.empty_like(work) if weight is None or weight.shape != work.shape else weight
+            torch.add(tables[0][part], inner[part], out=weight)
+            torch.mul(work, weight, out=slots[part])
+        return out, None
+
+
+def _memory_order(logits: Tensor, dims: int) -> tuple[list[int], Tensor]:
+    """The map axes from the outermost to the innermost in memory (a channels-last volume has depth innermost), and that
+    view.
+    """
+    order = sorted(range(dims), key=lambda axis: -logits.stride(2 + axis))
+    return order, logits.detach().permute(0, 1, *(2 + axis for axis in order))
+
+
+def _blocks(maps: Tensor, dtype: torch.dtype):
+    """Pieces of (B, J) whose maps fit the cache: an index and a work tensor that is used again for the next piece."""
+    limit = CPU_BLOCK if maps.device.type == "cpu" else GPU_BLOCK
+    batch, joints = maps.shape[:2]
+    fit = max(1, limit // max(1, math.prod(maps.shape[2:])))
+    rows, columns = max(1, fit // max(1, joints)), min(joints, fit)
+    work = maps.new_empty(min(rows, batch), columns, *maps.shape[2:], dtype=dtype)
+    for b in range(0, batch, rows):
+        for j in range(0, joints, columns):
+            part = (slice(b, b + rows), slice(j, j + columns))
+            yield part, work[: min(rows, batch - b), : min(columns, joints - j)]
+
+
+@no_autocast
+def decode_heatmap(hm: Tensor, method: str = "quarter", sigma: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Joint position and score of each 2D heatmap.   hm (..., h, w) -> x_hm (..., 2) cells, score (...)
+
+    method "argmax": the highest cell. "quarter": plus a quarter cell towards the higher neighbour, inside the border of
+    two cells (Simple Baselines). "dark": plus the Newton step on the logarithm of the map blurred with `sigma` cells
+    (Zhang et al., DARK, CVPR 2020). "soft": `soft_argmax` of a map of logits; its score is the largest probability, for
+    the others the largest value. Argmax methods give 0, 0 where nothing is above zero. Raises GeometryError for another
+    name.
+    """
+    if method not in ("argmax", "quarter", "dark", "soft"):
+        raise GeometryError(f"decode_heatmap: method {method!r} is not one of argmax, quarter, dark, soft")
+    if hm.ndim < 2:
+        raise GeometryError(f"decode_heatmap: shape {tuple(hm.shape)}, expected (..., h, w)")
+    if method == "soft":
+        lead = hm.shape[:-2]
+        cells, score = soft_argmax(hm.reshape(-1, 1, *hm.shape[-2:]), 2, score=True)
+        return cells.reshape(*lead, 2), score.reshape(lead)
+    hm = hm.detach().to(result_dtype(hm))
+    h, w = hm.shape[-2:]
+    score, index = hm.flatten(-2).max(-1)
+    cells = torch.stack([index % w, index // w], -1).to(hm.dtype)
+    cells = torch.where(score[..., None] > 0, cells, 0.0)
+    if method == "quarter":
+        cells = cells + _quarter(hm, cells.long())
+    elif method == "dark":
+        cells = cells + torch.where(score[..., None] > 0, _newton(_blurred(hm, sigma), cells.long()), 0.0)
+    return cells, score
+
+
+def _at(hm: Tensor, cells: Tensor, dx: int, dy: int) -> Tensor:
+    """Values beside integer cells, clamped to the map.   hm (..., h, w), cells (..., 2) -> (...)"""
+    h, w = hm.shape[-2:]
+    index = (cells[..., 1] + dy).clamp(0, h - 1) * w + (cells[..., 0] + dx).clamp(0, w - 1)
+    return hm.flatten(-2).gather(-1, index[..., None])[..., 0]
+
+
+def _inside(hm: Tensor, cells: Tensor) -> Tensor:
+    """Whether a cell has two neighbours on every side but the last, 1 < x < w - 1 as published.   -> (..., 1) bool"""
+    limit = torch.tensor([hm.shape[-1] - 1, hm.shape[-2] - 1], device=hm.device)
+    return ((cells > 1) & (cells < limit)).all(-1, keepdim=True)
+
+
+def _quarter(hm: Tensor, cells: Tensor) -> Tensor:
+    along_x = _at(hm, cells, 1, 0) - _at(hm, cells, -1, 0)
+    along_y = _at(hm, cells, 0, 1) - _at(hm, cells, 0, -1)
+    return torch.where(_inside(hm, cells), 0.25 * torch.stack([along_x, along_y], -1).sign(), 0.0)
+
+
+def _blurred(hm: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian blur with zero border; a network's map has several ripples near its peak."""
+    radius = max(1, math.ceil(2.5 * sigma))
+    d = torch.arange(-radius, radius + 1, dtype=hm.dtype, device=hm.device)
+    kernel = torch.exp(-0.5 * (d / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    maps = hm.reshape(-1, 1, *hm.shape[-2:])
+    maps = F.conv2d(maps, kernel.reshape(1, 1, 1, -1), padding=(0, radius))
+    return F.conv2d(maps, kernel.reshape(1, 1, -1, 1), padding=(radius, 0)).reshape(hm.shape)
+
+
+def _newton(hm: Tensor, cells: Tensor) -> Tensor:
+    """Offset of the maximum of log hm by its second-order Taylor expansion, at most one cell.   -> (..., 2)"""
+    log = hm.clamp(min=1e-10).log()
+    value = {(dx, dy): _at(log, cells, dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)}
+    gx, gy = (value[1, 0] - value[-1, 0]) / 2, (value[0, 1] - value[0, -1]) / 2
+    xx = value[1, 0] - 2 * value[0, 0] + value[-1, 0]
+    yy = value[0, 1] - 2 * value[0, 0] + value[0, -1]
+    xy = (value[1, 1] - value[1, -1] - value[-1, 1] + value[-1, -1]) / 4
+    det = xx * yy - xy * xy
+    peak = (det > 1e-12) & (xx < 0)  # curved downwards in all directions
+    det = torch.where(peak, det, 1.0)
+    offset = torch.stack([xy * gy - yy * gx, xy * gx - xx * gy], -1) / det[..., None]
+    return torch.where(_inside(hm, cells) & peak[..., None], offset.clamp(-1, 1), 0.0)
+
+
+def patch_from_cells(cells: Tensor, patch, shape, rule: str = "scale") -> Tensor:
+    """Heatmap cells to patch pixels.   cells (..., 2 or 3) x y[ z] -> x_patch (..., 2 or 3) px, depth px
+
+    patch = (W, H) px, shape = (w, h[, D]) cells. "scale": x_patch = x * W / w; "half_pixel": outer edges together.
+    Depth is in pixels of the patch, the middle of the D bins is the root: z_px = (z / D - 0.5) * W (W px of depth is
+    the whole depth range).
+    """
+    ratio, cell, pixel = _resize(cells, patch, shape, rule)
+    return (cells + cell) * ratio - pixel
+
+
+def cells_from_patch(x_patch: Tensor, patch, shape, rule: str = "scale") -> Tensor:
+    """Patch pixels to heatmap cells, the inverse of `patch_from_cells`.
+
+    x_patch (..., 2 or 3) px -> cells (..., 2 or 3)
+    """
+    ratio, cell, pixel = _resize(x_patch, patch, shape, rule)
+    return (x_patch + pixel) / ratio - cell
+
+
+def _resize(x: Tensor, patch, shape, rule: str) -> tuple[Tensor, float, Tensor]:
+    """Per axis: pixels per cell, what is added to a cell, and what is subtracted from a pixel."""
+    if rule not in ("scale", "half_pixel"):
+        raise GeometryError(f"rule {rule!r} is not one of scale, half_pixel")
+    if not x.shape[-1] == len(shape) in (2, 3):
+        found = f"points {tuple(x.shape)} with cells {tuple(shape)}"
+        raise GeometryError(f"{found}, expected (..., 2) with (w, h) or (..., 3) with (w, h, D)")
+    cell = 0.0 if rule == "scale" else 0.5
+    size = [patch[0], patch[1], patch[0]][: len(shape)]
+    ratio = [pixels / n for pixels, n in zip(size, shape, strict=True)]
+    return x.new_tensor(ratio), cell, x.new_tensor([cell, cell, patch[0] / 2][: len(shape)])

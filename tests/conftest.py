@@ -1,0 +1,39 @@
+"""Shared fixtures. Synthetic scenes are plain functions in tests/scene.py."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+def golden(system: str, name: str) -> dict[str, np.ndarray]:
+    """Recorded numbers of a published system: every array of tests/golden/<system>/<name>.npz (no pickled objects)."""
+    with np.load(GOLDEN / system / f"{name}.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def golden_json(system: str, name: str) -> dict:
+    """Recorded numbers of a published system, from tests/golden/<system>/<name>.json."""
+    return json.loads((GOLDEN / system / f"{name}.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_seed():
+    """Tests run on a single thread (shared machines slow down with two) and from a fixed seed."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Folder of small pieces of published data; they may not be redistributed, so the test is skipped without them."""
+    folder = ROOT.parent / "shared" / "samples"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/samples beside the repository")
+    return folder
