@@ -1,0 +1,470 @@
+"""The configuration: one typed tree of defaults, YAML files and command-line overrides on top, then frozen.
+
+    cfg = load("experiments/h36m/train.yaml", ["TRAIN.LR", "1e-4", "MODEL.IMAGE_SIZE=[256,192]"])
+    cfg.TRAIN.LR                                   # attributes, as with any EasyDict; lists are tuples
+    raise cfg.error("TRAIN.LR", "too large")       # experiments/h36m/train.yaml:12: TRAIN.LR: too large
+
+`TREE` is the one place that knows a key: its default gives the type, its text the documentation (docs/config.md
+is `python -m lib.config`), its check the range. lib/schema.py reads the files.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from easydict import EasyDict
+
+from lib.errors import ConfigError
+from lib.registry import nearest
+from lib.schema import Check, Group, Key, Schema, Setting, fit, fit_free, read_arguments, read_file, shown
+
+log = logging.getLogger("parallax")
+
+
+def at_least(low: float) -> Check:
+    return Check(lambda v: v >= low, f"at least {low}")
+
+
+def each(holds: Callable[[Any], bool], words: str, length: int | None = None) -> Check:
+    return Check(lambda v: (length is None or len(v) == length) and all(holds(e) for e in v), words)
+
+
+POSITIVE = Check(lambda v: v > 0, "more than 0")
+FRACTION = Check(lambda v: 0 <= v <= 1, "between 0 and 1")
+CROP_SIZE = each(lambda e: e > 0 and e % 32 == 0, "[width, height], both positive multiples of 32", 2)
+PICTURE_SIZE = each(lambda e: e > 0, "[width, height], both positive", 2)
+WIDTHS = each(lambda e: e > 0, "positive whole numbers")
+CAMERAS = Check(lambda v: all(e >= 0 for e in v) and len(set(v)) == len(v), "different camera indices, counted from 0")
+EPOCHS = Check(lambda v: all(a < b for a, b in zip((0, *v), v, strict=False)), "increasing epochs, the first after 0")
+DEVICE = Check(lambda v: re.fullmatch(r"[a-z]+(:\d+)?", v) is not None, "auto, or the name of a torch device")
+
+WEIGHTS_HELP = "see models/README.md for the download"
+
+# ---------------------------------------------------------------------------------------------------------- the tree
+
+TREE = Group("", {
+    "TASK": Key("integral", "What is trained and how it is judged: a network on annotated joints (integral), or on "
+                "joints that are triangulated from a frozen 2D network in several views (epipolar).",
+                choices=("integral", "epipolar")),
+    "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
+    "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
+    "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
+    "DEVICE": Key("auto", "Where to compute; auto = a GPU if there is one, else the CPU.", DEVICE),
+    "WORKERS": Key(4, "Processes that prepare samples, per training process; 0 = none.", at_least(0)),
+    "PRINT_FREQ": Key(20, "Steps between two lines of the log.", at_least(1)),
+    "AMP": Key("off", "Mixed precision; auto = bf16 where the device computes it fast, else off.",
+               choices=("off", "bf16", "fp16", "auto"), alias={False: "off"}),  # YAML reads a bare `off` as false
+    "CHANNELS_LAST": Key(True, "Keep images and feature maps in channels-last memory order (faster convolutions)."),
+    "COMPILE": Key(False, "Compile the model with torch.compile; slower start, faster steps."),
+    "DETERMINISTIC": Key(False, "Use deterministic algorithms only, so that runs on a GPU repeat bit by bit."),
+    "THREADS": Key(0, "Threads of torch per process; 0 = torch's own choice.", at_least(0)),
+    "DATASET": Group("What is learned from, how a person is cropped, and how samples are varied.", {
+        "DATASET": Key("synthetic", "Name of the data format, a file of lib/dataset/formats."),
+        "ROOT": Key("data/synthetic", "Folder of the data; the embedded world is generated into it when missing."),
+        "TRAIN_SET": Key("train", "Split that is trained on."),
+        "TEST_SET": Key("valid", "Split that is evaluated."),
+        "SKELETON": Key("", "Joint set that the annotations are converted to; empty = that of the files."),
+        "SUBJECTS": Key([], "Names of the subjects that are used; empty = all.", of=str),
+        "VIEWS": Key([], "Indices of the cameras that are used; empty = all.", CAMERAS),
+        "OPTIONS": Key({}, "Further arguments of the format's `read` function, by name; unknown ones are an error."),
+        "DEPTH_RANGE": Key(2000.0, "Millimetres that the depth bins span, centred on the root joint.", POSITIVE),
+        "BOX_SCALE": Key(1.0, "Factor on the side of each person's box before it is cropped.", POSITIVE),
+        "TRAIN_FRAME": Key(1, "Keep every n-th frame of the training split.", at_least(1)),
+        "VAL_FRAME": Key(1, "Keep every n-th frame of the evaluated split.", at_least(1)),
+        "FLIP": Key(True, "Mirror training samples at random."),
+        "FLIP_PROB": Key(0.5, "Probability of the mirror.", FRACTION),
+        "SCALE_FACTOR": Key(0.25, "Spread of the random crop scale, as a fraction of the box; 0 = off.", FRACTION),
+        "ROT_FACTOR": Key(30.0, "Spread of the random crop rotation, in degrees; 0 = off.", at_least(0)),
+        "ROT_PROB": Key(0.6, "Probability of the rotation.", FRACTION),
+        "COLOR_FACTOR": Key(0.2, "Spread of the random factor on each colour channel; 0 = off.", FRACTION),
+        "OCCLUSION": Key(False, "Paste objects over training samples."),
+        "Z_WEIGHT": Key(1.0, "Weight of the depth coordinate in the loss.", at_least(0)),
+    }),
+    "MODEL": Group("The network, and the weights it starts from.", {
+        "NAME": Key("pose3d_resnet", "Name of the network, an entry of lib.models.MODELS."),
+        "NUM_JOINTS": Key(17, "Joints that the network predicts; must fit the skeleton of the data.", at_least(1)),
+        "IMAGE_SIZE": Key([256, 256], "Width and height of the crop, in pixels.", CROP_SIZE),
+        "DEPTH_RES": Key(64, "Depth bins of the volume or of the depth vector.", at_least(1)),
+        "HEAD": Key("auto", "Output per joint: a volume, a heatmap, or a heatmap and a depth vector; "
+                    "auto = volume if VOLUME, else heatmap_depth.",
+                    choices=("auto", "volume", "heatmap", "heatmap_depth")),
+        "VOLUME": Key(True, "Predict a volume rather than a heatmap and a depth vector; read when HEAD is auto."),
+        "PRETRAINED": Key("", "Weights that the model starts from, in any published form.", path=WEIGHTS_HELP),
+        "RESUME": Key("", "Checkpoint that training continues, or that is evaluated.", path=WEIGHTS_HELP),
+        "INIT_WEIGHTS": Key(True, "Start the backbone from ImageNet weights when PRETRAINED is empty."),
+        "INIT_FILE": Key("", "Local file of those ImageNet weights (torchvision's ResNet), used without network.",
+                         path=WEIGHTS_HELP),
+        "INFLATE": Key(0.0, "More than 0: a 2D heatmap head found in PRETRAINED is repeated over the depth bins, times "
+                       "this gain; 0 = such a head is left out, and the model's own starts fresh.", at_least(0)),
+        "EXTRA": Group("The ResNet and its deconvolution head.", {
+            "NUM_LAYERS": Key(50, "Depth of the ResNet.", choices=(18, 34, 50, 101, 152)),
+            "NUM_DECONV_LAYERS": Key(3, "Deconvolutions; each doubles the resolution.", at_least(0)),
+            "NUM_DECONV_FILTERS": Key([256, 256, 256], "Channels of each deconvolution.", WIDTHS),
+            "NUM_DECONV_KERNELS": Key([4, 4, 4], "Kernel side of each deconvolution.",
+                                      each(lambda e: e in (2, 3, 4), "kernel sides 2, 3 or 4")),
+            "FINAL_CONV_KERNEL": Key(1, "Kernel side of the last convolution.", choices=(1, 3)),
+            "DECONV_WITH_BIAS": Key(False, "Give the deconvolutions a bias."),
+        }),
+    }),
+    "LOSS": Group("What is minimised.", {
+        "FN": Key("L1JointLocationLoss", "Loss on joint coordinates, or on heatmaps (HeatmapMSELoss).", choices=(
+            "L1JointLocationLoss", "SmoothL1JointLocationLoss", "L2JointLocationLoss", "HeatmapMSELoss")),
+        "NORM": Key(False, "Divide prediction and label by their L1 norm over the batch first, as the reference may."),
+        "BETA": Key(1.0, "Knee of SmoothL1JointLocationLoss, in crop sides (labels lie in -0.5 .. 0.5).", POSITIVE),
+        "SIZE_AVERAGE": Key(True, "Divide the sum over the batch by the number of samples."),
+        "SIGMA": Key(2.0, "Standard deviation of a heatmap target, in heatmap cells.", POSITIVE),
+    }),
+    "TRAIN": Group("The optimiser and the length of training.", {
+        "BATCH_SIZE": Key(32, "Samples per step and process.", at_least(1)),
+        "ACCUMULATE": Key(1, "Batches whose gradients are summed into one step of the optimiser.", at_least(1)),
+        "BEGIN_EPOCH": Key(0, "First epoch, counted from 0.", at_least(0)),
+        "END_EPOCH": Key(140, "Epoch before which training ends.", at_least(0)),
+        "MAX_STEPS": Key(0, "Steps after which training ends even within an epoch; 0 = no limit.", at_least(0)),
+        "OPTIMIZER": Key("adam", "Optimiser.", choices=("adam", "adamw", "sgd")),
+        "LR": Key(0.001, "Learning rate at the start (after the warm-up).", POSITIVE),
+        "SCHEDULE": Key("multistep", "Course of the learning rate.",
+                        choices=("multistep", "cosine", "exponential", "constant")),
+        "LR_STEP": Key([90, 120], "Epochs at which the multistep schedule multiplies the rate by LR_FACTOR.", EPOCHS),
+        "LR_FACTOR": Key(0.1, "Factor of the multistep (per entry of LR_STEP) or exponential (per epoch) schedule.",
+                         Check(lambda v: 0 < v <= 1, "more than 0, at most 1")),
+        "WARMUP_STEPS": Key(0, "Steps over which the rate rises linearly from 0.", at_least(0)),
+        "WD": Key(0.0, "Weight decay (coupled in adam and sgd, decoupled in adamw).", at_least(0)),
+        "MOMENTUM": Key(0.9, "Momentum of sgd.", Check(lambda v: 0 <= v < 1, "at least 0 and less than 1")),
+        "NESTEROV": Key(False, "Nesterov momentum in sgd."),
+        "CLIP": Key(0.0, "Largest norm of the gradient; 0 = not clipped.", at_least(0)),
+        "RESUME": Key(False, "Continue the newest checkpoint of the run directory."),
+        "SAVE_STEPS": Key(0, "Steps between checkpoints within an epoch; 0 = at the end of each only.", at_least(0)),
+        "EVAL_EVERY": Key(1, "Epochs between evaluations; 0 = only after the last.", at_least(0)),
+        "SHUFFLE": Key(True, "Draw the samples of an epoch in random order."),
+    }),
+    "TEST": Group("Evaluation.", {
+        "BATCH_SIZE": Key(32, "Samples per batch and process.", at_least(1)),
+        "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image."),
+        "PROTOCOL": Key("", "Free name of the protocol, printed and stored with the results."),
+        "JOINTS": Key("", "Joint set of the metrics: empty = all joints, 14 = the common fourteen.", choices=("", "14"),
+                      alias={14: "14"}),
+        "DECODE": Key("auto", "How joints are read from heatmaps: soft-argmax, or maximum, refined by Taylor (dark) or "
+                      "by a quarter of a cell; auto = soft, but for LOSS.FN HeatmapMSELoss quarter or argmax as "
+                      "POST_PROCESS says.", choices=("auto", "soft", "dark", "quarter", "argmax")),
+        "POST_PROCESS": Key(True, "Refine the maximum of a heatmap by a quarter of a cell; read when DECODE is auto."),
+    }),
+    "DEBUG": Group("Pictures of what the network does.", {
+        "FIGURES": Key(8, "Evaluation samples drawn per epoch, into figures/ and TensorBoard; 0 = none.", at_least(0)),
+    }),
+    "EPIPOLAR": Group("Labels that are triangulated from the predictions of a frozen 2D network in several views.", {
+        "TEACHER": Key("", "Checkpoint of the frozen 2D network; annotation = the 2D ground truth in its place.",
+                       path=WEIGHTS_HELP, path_except=("annotation",)),
+        "LABELS": Key("cached", "Triangulate once before training (cached), or in each step (online).",
+                      choices=("cached", "online")),
+        "CACHE": Key("", "File name of the cached labels, in the folder of the split; empty = a name made of the "
+                     "options."),
+        "PAIRS": Key("all", "Views that are triangulated together: all at once, each pair of neighbouring cameras, "
+                     "each pair of consecutive ones, or per sample one random pair of neighbours.",
+                     choices=("all", "neighbours", "consecutive", "random_neighbours")),
+        "METHOD": Key("reweighted", "Triangulation (lib/geometry/triangulation.py); median = vector median over pairs.",
+                      choices=("dlt", "weighted", "reweighted", "optimal2", "ransac", "midpoint", "median")),
+        "THRESHOLD_PX": Key(15.0, "Reprojection error, in pixels of the full image, above which a joint gets no label; "
+                            "0 = off.", at_least(0)),
+        "MIN_CONF": Key(0.0, "Confidence of the teacher below which a view does not take part.", FRACTION),
+    }),
+    "SYNTH": Group("The embedded world that is generated into DATASET.ROOT when that folder is missing.", {
+        "PRETRAIN": Key(4000, "Instants of the 2D pretraining split.", at_least(0)),
+        "TRAIN": Key(1000, "Instants of the training split; each is seen by all cameras.", at_least(0)),
+        "VALID": Key(200, "Instants of the evaluated split, of other subjects.", at_least(0)),
+        "SIZE": Key([256, 256], "Width and height of the images, in pixels.", PICTURE_SIZE),
+        "RIG": Key("h36m", "Arrangement of the cameras: h36m, panoptic5, ring, or ring and their number."),
+        "SEED": Key(0, "Seed of the world.", at_least(0)),
+    }),
+})
+
+# Keys of the reference implementation's YAML files that load with a warning, and why nothing reads them here. A section
+# stands for all keys below it.
+LEGACY = {
+    "GPUS": "`torchrun --nproc_per_node` decides",
+    "LOG_DIR": "logs lie in the run directory under OUTPUT_DIR",
+    "DATA_DIR": "DATASET.ROOT is the whole path",
+    "CUDNN": "see DETERMINISTIC",
+    "DATASET.NUM_CAMS": "the cameras are counted in the annotations; see DATASET.VIEWS",
+    "DATASET.TRI": "TASK epipolar triangulates",
+    "DATASET.MPII_ORDER": "set DATASET.SKELETON to mpii16",
+    "DATASET.BG_AUG": "never did anything",
+    "DATASET.SELECT_DATA": "never did anything",
+    "DATASET.DATA_FORMAT": "images are read by their path",
+    "DATASET.HYBRID_JOINTS_TYPE": "never did anything",
+    "DATASET.TEST_FLIP": "see TEST.FLIP_TEST",
+    "DATASET.VOC": "occluding objects are procedural",
+    "LOSS.USE_TARGET_WEIGHT": "a joint without label never counts",
+    "LOSS.USE_SOFT": "never did anything",
+    "LOSS.DEPTH_LAMBDA": "never did anything; see DATASET.Z_WEIGHT",
+    "MODEL.STYLE": "torchvision's ResNet is the only style",
+    "MODEL.EXTRA.TARGET_TYPE": "MODEL.HEAD decides",
+    "MODEL.EXTRA.HEATMAP_SIZE": "follows from MODEL.IMAGE_SIZE and the deconvolutions",
+    "MODEL.EXTRA.SIGMA": "see LOSS.SIGMA",
+    "TRAIN.GAMMA1": "no optimiser here has such a factor",
+    "TRAIN.GAMMA2": "no optimiser here has such a factor",
+    "TEST.USE_GT_BBOX": "boxes come with the annotations",
+    "TEST.BBOX_THRE": "boxes come with the annotations",
+    "TEST.COCO_BBOX_FILE": "boxes come with the annotations",
+    "TEST.IMAGE_THRE": "belongs to COCO evaluation",
+    "TEST.IN_VIS_THRE": "belongs to COCO evaluation",
+    "TEST.NMS_THRE": "belongs to COCO evaluation",
+    "TEST.OKS_THRE": "belongs to COCO evaluation",
+    "TEST.MODEL_FILE": "see MODEL.RESUME",
+    "DEBUG.DEBUG": "see DEBUG.FIGURES",
+    "DEBUG.SAVE_BATCH_IMAGES_GT": "see DEBUG.FIGURES",
+    "DEBUG.SAVE_BATCH_IMAGES_PRED": "see DEBUG.FIGURES",
+    "DEBUG.SAVE_HEATMAPS_GT": "see DEBUG.FIGURES",
+    "DEBUG.SAVE_HEATMAPS_PRED": "see DEBUG.FIGURES",
+}
+
+# Combinations of keys: (keys, the last of which is named, holds(*values), what is expected).
+RULES = (
+    (("TRAIN.BEGIN_EPOCH", "TRAIN.END_EPOCH"), lambda begin, end: end >= begin, "END_EPOCH not before BEGIN_EPOCH"),
+    (("MODEL.EXTRA.NUM_DECONV_LAYERS", "MODEL.EXTRA.NUM_DECONV_FILTERS"), lambda n, v: len(v) == n,
+     "one entry of NUM_DECONV_FILTERS for each of NUM_DECONV_LAYERS"),
+    (("MODEL.EXTRA.NUM_DECONV_LAYERS", "MODEL.EXTRA.NUM_DECONV_KERNELS"), lambda n, v: len(v) == n,
+     "one entry of NUM_DECONV_KERNELS for each of NUM_DECONV_LAYERS"),
+    (("TRAIN.OPTIMIZER", "TRAIN.MOMENTUM", "TRAIN.NESTEROV"), lambda o, m, n: not n or o != "sgd" or m > 0,
+     "MOMENTUM more than 0 where NESTEROV is true"),
+)
+
+SCHEMA = Schema(TREE, LEGACY)
+
+# ------------------------------------------------------------------------------------------------- the frozen result
+
+
+class Frozen(EasyDict):
+    """A section of the configuration: keys as attributes, none of which can be set, added or removed."""
+
+    def __init__(self, values: Mapping, path: str = ""):
+        dict.__init__(self, values)  # EasyDict's own would set attributes one by one
+        object.__setattr__(self, "_path", path)
+
+    def __getattr__(self, name: str) -> Any:  # called for what is not an ordinary attribute
+        if name in self:
+            return self[name]
+        guess = nearest(name, map(str, self)) if not name.startswith("_") else None
+        where = f"configuration section {self._path}" if self.__dict__.get("_path") else "configuration"
+        raise AttributeError(f"the {where} has no key {name}" + (f"; did you mean {guess}?" if guess else ""))
+
+    def __dir__(self):
+        return [*super().__dir__(), *map(str, self)]
+
+    def __reduce__(self):
+        return type(self), (dict(self), self._path)
+
+    def _refuse(self, *args, **kwargs):
+        name = f"{self._path}.{args[0]}".strip(".") if args and isinstance(args[0], str) else self._path or "it"
+        raise ConfigError(f"the configuration is frozen: {name} cannot be changed in place; use "
+                          "cfg.with_values({'SECTION.KEY': value}), or SECTION.KEY VALUE on the command line")
+
+    __setattr__ = __delattr__ = __setitem__ = __delitem__ = __ior__ = _refuse
+    update = pop = popitem = setdefault = clear = _refuse
+
+
+class Config(Frozen):
+    """The whole configuration, frozen; made by `load` or `defaults`. It knows where each value was set."""
+
+    def __init__(self, values: Mapping, sources: Mapping[str, str], own: Sequence[str], file: str):
+        super().__init__(values)
+        object.__setattr__(self, "_sources", dict(sources))
+        object.__setattr__(self, "_own", tuple(own))  # set in the leaf file or on the command line
+        object.__setattr__(self, "file", file)  # the YAML file given to `load`, or ''
+
+    def __reduce__(self):
+        return type(self), (dict(self), self._sources, self._own, self.file)
+
+    def source(self, dotted: str) -> str:
+        """Where the value of a key was set: "file:line", "command line", "with_values" or "default"."""
+        if SCHEMA.owner(dotted) is None and dotted not in SCHEMA.groups:
+            raise KeyError(dotted)
+        return self._sources.get(dotted) or self._sources.get(SCHEMA.owner(dotted)) or "default"
+
+    def error(self, dotted: str, message: str) -> ConfigError:
+        """The error "file:line: DOTTED: message" for a key whose value turned out wrong, to be raised by the caller."""
+        source = self.source(dotted)
+        place = self.file if source == "default" else source
+        return ConfigError(f"{place}: {dotted}: {message}" if place else f"{dotted}: {message}")
+
+    def flat(self) -> dict[str, Any]:
+        """All values by dotted name; a free mapping such as DATASET.OPTIONS is one value."""
+        return {dotted: _get(self, dotted) for dotted in SCHEMA.keys}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, lists and scalars, for a checkpoint or JSON."""
+        return _thaw(self)
+
+    def to_yaml(self) -> str:
+        """A YAML text that `load` reads back to an equal configuration."""
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+    def hash(self) -> str:
+        """SHA-256 of the resolved values, wherever they were set."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def with_values(self, values: Mapping[str, Any]) -> "Config":
+        """A copy with the given {dotted: value} set, checked as if a file had set them.
+
+        Raises:
+            ConfigError: unknown key, wrong type or range.
+        """
+        settings = [Setting(dotted, value, "with_values", own=False) for dotted, value in values.items()]
+        return _build(self.flat(), self._sources, self._own, settings, self.file)
+
+    def check_sections(self, sections: Sequence[str], task: str) -> None:
+        """Refuse keys set in a section that the task does not read; only BASE files, which tasks share, may set such.
+
+        Raises:
+            ConfigError: naming the key, its file and line, and the task.
+        """
+        for dotted in self._own:
+            section, dot, _ = dotted.partition(".")
+            if dot and section not in sections:
+                raise ConfigError(f"{self.source(dotted)}: {dotted} is set, but TASK {task} does not read {section}")
+
+    def check_paths(self) -> None:
+        """Refuse input files that do not exist, before any work is done.
+
+        Raises:
+            ConfigError: naming the key, the missing path and what to do.
+        """
+        for dotted, key in SCHEMA.keys.items():
+            value = _get(self, dotted)
+            if key.path and value and value not in key.path_except and not os.path.exists(value):
+                raise self.error(dotted, f"no file {value!r}; {key.path}")
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data):
+        return True
+
+
+_Dumper.add_representer(list, lambda dumper, v: dumper.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))
+
+
+def _get(tree: Mapping, dotted: str) -> Any:
+    for name in dotted.split("."):
+        tree = tree[name]
+    return tree
+
+
+def _freeze(value: Any, path: str) -> Any:
+    if isinstance(value, Mapping):
+        return Frozen({k: _freeze(v, f"{path}.{k}") for k, v in value.items()}, path)
+    return tuple(_freeze(v, path) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _thaw(v) for k, v in value.items()}
+    return [_thaw(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+# -------------------------------------------------------------------------------------------------------- loading
+
+
+def _build(values: Mapping[str, Any], sources: Mapping[str, str], own: Sequence[str], settings: Sequence[Setting],
+           file: str) -> Config:
+    """The configuration after `settings` are applied to flat `values`, in their order."""
+    values, sources, legacy = {k: _thaw(v) for k, v in values.items()}, dict(sources), []
+    for setting in settings:
+        if SCHEMA.is_legacy(setting.key):
+            legacy.append(setting.key)
+            continue
+        owner = SCHEMA.owner(setting.key)
+        if owner is None:
+            raise SCHEMA.unknown_key(setting.place, setting.key)
+        if setting.key == owner:
+            values[owner] = fit(setting, SCHEMA.keys[owner])
+        else:  # one name below a free key
+            name = setting.key.removeprefix(owner + ".")
+            values[owner] = {**values[owner], name: fit_free(setting, setting.value)}
+        sources[setting.key] = sources[owner] = setting.place
+    if legacy:
+        names = ", ".join(dict.fromkeys(legacy))
+        log.warning("%s: ignored: nothing reads %s (docs/config.md says why)", file or settings[0].place, names)
+
+    tree: dict[str, Any] = {}
+    for dotted, value in values.items():
+        node, (*sections, leaf) = tree, dotted.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    own = dict.fromkeys([*own, *(s.key for s in settings if s.own and not SCHEMA.is_legacy(s.key))])
+    frozen = {name: _freeze(value, name) for name, value in tree.items()}
+    cfg = Config(frozen, sources, tuple(own), file)
+    for names, holds, expected in RULES:
+        found = [values[name] for name in names]
+        if not holds(*found):
+            blamed = next((name for name in reversed(names) if name in sources), names[-1])
+            told = ", ".join(f"{n.rpartition('.')[2]} {shown(v)}" for n, v in zip(names, found, strict=True))
+            raise cfg.error(blamed, f"expected {expected}, got {told}")
+    return cfg
+
+
+def defaults() -> Config:
+    """The configuration when nothing is set."""
+    return load(None)
+
+
+def load(file: str | os.PathLike | None, overrides: Sequence[str] = ()) -> Config:
+    """The frozen configuration of a YAML file and command-line overrides on top of the defaults.
+
+    Args:
+        file: YAML file, or None for the defaults alone. `BASE: other.yaml` in it (relative to it) is read first.
+        overrides: `KEY VALUE` pairs and `KEY=VALUE` texts, mixed, such as ["TRAIN.LR", "1e-4", "TRAIN.LR_STEP=[20]"].
+
+    Raises:
+        ConfigError: "file:line: KEY: ..." or "command line: KEY ...: ..." for whatever is wrong.
+    """
+    settings = read_file(SCHEMA, os.fspath(file)) if file is not None else []
+    settings += read_arguments(SCHEMA, overrides)
+    start = {dotted: key.default for dotted, key in SCHEMA.keys.items()}
+    return _build(start, {}, (), settings, os.fspath(file) if file is not None else "")
+
+
+# ------------------------------------------------------------------------------------------------- the written form
+
+_INTRODUCTION = """# Configuration
+
+Every key, its default and its meaning. Written by `python -m lib.config > docs/config.md`; a test keeps it true.
+
+- A YAML file sets keys by section; what it does not set keeps its default. `BASE: other.yaml` (relative to the file) is
+  read first, and may have a BASE of its own. Sections merge key by key, lists are replaced.
+- The command line comes last: `python scripts/train.py --cfg file.yaml TRAIN.LR 1e-4 MODEL.IMAGE_SIZE=[256,192]`.
+- Values are typed by their default: a whole number also fits where a number is expected, `1e-3` is a number, lists are
+  written `[90, 110]`, texts that look like numbers need quotes in a file. Nothing else is converted, nothing evaluated.
+- A wrong key, type or value stops the program before any work, with file, line and what was probably meant. So does a
+  key in a section that the TASK does not read, unless it comes from a BASE file.
+"""
+
+
+def _table(group: Group, prefix: str) -> str:
+    lines = ["| Key | Default | Meaning |", "|---|---|---|"]
+    for name, entry in group.keys.items():
+        if isinstance(entry, Key):
+            default = json.dumps(entry.default) if not isinstance(entry.default, str) else entry.default or "''"
+            allowed = f" One of: {', '.join(str(c) or repr(c) for c in entry.choices)}." if entry.choices else ""
+            allowed += f" Range: {entry.check.words}." if entry.check else ""
+            lines.append(f"| `{prefix}{name}` | `{default}` | {entry.doc}{allowed} |")
+    return "\n".join(lines)
+
+
+def reference() -> str:
+    """The text of docs/config.md."""
+    parts = [_INTRODUCTION, "## Top level\n", _table(TREE, ""), ""]
+    for dotted, group in SCHEMA.groups.items():
+        parts += [f"## {dotted}\n", group.doc, "", _table(group, dotted + "."), ""]
+    parts += ["## Accepted and ignored\n", "Keys of the published YAML files that load with a warning.", ""]
+    parts += ["| Key | Why nothing reads it |", "|---|---|"]
+    parts += [f"| `{key}` | {why} |" for key, why in LEGACY.items()]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
