@@ -1,0 +1,1 @@
+"""From an image to feature maps: the ResNet trunk and the deconvolution head."""

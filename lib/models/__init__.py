@@ -1,0 +1,5 @@
+"""Whole networks by name (MODEL.NAME)."""
+
+MODELS = {
+    "pose3d_resnet": "lib.models.pose_resnet:PoseResNet",
+}
