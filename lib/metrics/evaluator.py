@@ -1,0 +1,270 @@
+"""Evaluators collect predictions batch by batch and make a Report of them; rows can be gathered over processes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.errors import ConfigError, DataError, RunError
+from lib.metrics import pose
+from lib.metrics.report import Report
+from lib.registry import resolve
+from lib.skeleton import Skeleton, get
+
+VARIANTS = ("standard", "reference")
+PCK2D = {"pck2d_percent": 0.05, "pck2d_at10_percent": 0.10}  # thresholds as parts of the box (0.05 of 2 m is 10 cm)
+
+
+class RowEvaluator:
+    """Base: keeps one row of CPU tensors per sample, addressed by the sample's id.
+
+    Args:
+        skeleton: name or Skeleton of predictions and ground truth.
+        actions: action name for each id, or None for no table by action.
+    """
+
+    def __init__(self, skeleton: Skeleton | str, actions: Sequence[str] | None = None):
+        self.skeleton = get(skeleton) if isinstance(skeleton, str) else skeleton
+        self.actions = actions
+        self._rows: list[dict[str, Tensor]] = []
+
+    def _add(self, ids: Tensor, pred: Tensor, **others: Tensor) -> None:
+        """Store rows, after a check of what the network made of them."""
+        name, joints = type(self).__name__, self.skeleton.num
+        pred = pred.detach().cpu().float()
+        if pred.ndim != 3 or pred.shape[:2] != (len(ids), joints):
+            raise DataError(
+                f"{name}: predictions have shape {tuple(pred.shape)}, expected ({len(ids)}, {joints}, ...) for "
+                f"skeleton {self.skeleton.name}; set MODEL.NUM_JOINTS and DATASET.SKELETON to the same skeleton"
+            )
+        ids = ids.detach().cpu().long()
+        others = {key: value.detach().cpu() for key, value in others.items()}
+        for key, value in others.items():
+            if value.shape[:2] != pred.shape[:2]:
+                raise DataError(f"{name}: {key} has shape {tuple(value.shape)}, expected {tuple(pred.shape[:2])}...")
+        bad = ~torch.isfinite(pred).flatten(1).all(1)
+        if bad.any():
+            raise RunError(
+                f"{name}: the predictions of {int(bad.sum())} of {len(ids)} samples are NaN or infinite (ids "
+                f"{_some(ids[bad])}), expected finite coordinates; lower TRAIN.LR, set TRAIN.CLIP or AMP off, or check "
+                "the checkpoint"
+            )
+        self._rows.append({"id": ids, "pred": pred, **others})
+
+    def rows(self) -> dict[str, Tensor]:
+        """All rows so far, concatenated; small CPU tensors that can be sent to another process."""
+        if not self._rows:
+            return {}
+        return {key: torch.cat([row[key] for row in self._rows]) for key in self._rows[0]}
+
+    def load_rows(self, rows: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the own rows by those of all processes (each one's `rows()`)."""
+        self._rows = [row for row in rows if row]
+
+    def _sorted_rows(self) -> dict[str, Tensor]:
+        """All rows by ascending id, so that results do not depend on batches or processes."""
+        rows = self.rows()
+        if not rows:
+            raise DataError(
+                f"{type(self).__name__}: nothing was evaluated, expected at least one sample; "
+                "check DATASET.TEST_SET and DATASET.VAL_FRAME"
+            )
+        ids, order = rows["id"].sort(stable=True)
+        again = ids[1:][ids[1:] == ids[:-1]]
+        if len(again):
+            raise DataError(
+                f"{type(self).__name__}: {len(again)} samples came twice (ids {_some(again)}); expected each id once; "
+                "evaluation data must not be padded or repeated over processes"
+            )
+        return {key: value[order] for key, value in rows.items()}
+
+    def _per_action(self, ids: Tensor, values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        if self.actions is None:
+            return {}
+        names, group = np.unique(np.asarray([str(self.actions[i]) for i in ids.tolist()]), return_inverse=True)
+        table = {}
+        for metric, value in values.items():
+            known = np.isfinite(value)
+            count = np.bincount(group[known], minlength=len(names))
+            total = np.bincount(group[known], weights=value[known], minlength=len(names))
+            table[metric] = {str(n): float(t / c) for n, t, c in zip(names, total, count, strict=True) if c}
+        return table
+
+    def _per_joint(self, errors: Tensor) -> dict[str, float]:
+        """errors (N,J), NaN where there is no value."""
+        mean = errors.nanmean(0).tolist()
+        return {joint: value for joint, value in zip(self.skeleton.joints, mean, strict=True) if value == value}
+
+
+class PoseEvaluator(RowEvaluator):
+    """3D poses in mm: MPJPE and its relatives, PCK, AUC, per axis, joint and action.
+
+    Args:
+        root: name of the joint poses are centred on; None takes the skeleton's own root.
+        joints: '' for all joints or a name of JOINT_SETS: what the main numbers are averaged over.
+        variants: "standard", and "reference" for the definitions of EpipolarPose's release beside them.
+
+    Raises:
+        ConfigError: unknown joint set or variant, or the skeleton lacks a joint of the set.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        root: str | None = None,
+        actions: Sequence[str] | None = None,
+        joints: str | None = None,
+        variants: Sequence[str] = ("standard",),
+    ):
+        super().__init__(skeleton, actions)
+        self.root = self.skeleton.index(root or self.skeleton.root)
+        self.joints: list[int] | None = None
+        if joints:
+            resolve(pose.JOINT_SETS, joints, key="TEST.JOINTS")
+            self.joints = pose.joint_set(self.skeleton.joints, joints)
+            if self.joints is None:
+                absent = sorted(set(pose.JOINT_SETS[joints]) - set(self.skeleton.joints))
+                raise ConfigError(
+                    f"TEST.JOINTS: {joints!r} needs {', '.join(absent)}, which skeleton {self.skeleton.name} lacks; "
+                    "leave it empty"
+                )
+        for variant in variants:
+            resolve(dict.fromkeys(VARIANTS), variant, key="evaluator variant")
+        self.variants = tuple(variants)
+
+    def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
+        """Add a batch: pred X_cam (B,J,3) mm (and valid (B,J) if some joints are undefined); batch X_cam, X_valid, id.
+
+        Raises:
+            DataError: the number of joints is not the skeleton's.
+            RunError: a prediction is NaN or infinite.
+        """
+        valid = batch["X_valid"].bool()
+        X = pred["X_cam"]
+        if "valid" in pred:
+            defined = pred["valid"].bool()
+            valid = valid & defined
+            X = X.masked_fill(~defined[..., None], 0.0)
+        self._add(batch["id"], X, gt=batch["X_cam"].float(), valid=valid)
+
+    def compute(self) -> Report:
+        """All numbers over all rows; means over poses, in mm and percent."""
+        rows = self._sorted_rows()
+        count = len(rows["id"])
+        starts = range(0, count, pose.CHUNK)
+        chunks = [self._values(**{key: row[i : i + pose.CHUNK] for key, row in rows.items()}) for i in starts]
+        values = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+        tables = {key: values.pop(key) for key in ("joint_mm", "joint_pa_mm")}
+        arrays = {key: value.numpy() for key, value in values.items()}
+        metrics = _means(arrays)
+        per_action = self._per_action(rows["id"], {k: arrays[k] for k in ("mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm")})
+        for key, row in per_action.items():
+            if row:
+                metrics[key.removesuffix("_mm") + "_action_mean_mm"] = float(np.mean(list(row.values())))
+        return Report(
+            metrics=metrics,
+            per_joint={
+                "mpjpe_mm": self._per_joint(tables["joint_mm"]),
+                "pa_mpjpe_mm": self._per_joint(tables["joint_pa_mm"]),
+            },
+            per_action=per_action,
+            counts={"poses": count, "poses_without_value": int((~np.isfinite(arrays["mpjpe_mm"])).sum())},
+        )
+
+    def _values(self, id: Tensor, pred: Tensor, gt: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Per-pose numbers (n,) of one chunk, and its tables of joint errors (n,J)."""
+        pred, gt, root, joints = pred.double(), gt.double(), self.root, self.joints
+        mask = None if valid.all() else valid
+        axes = pose.axis_errors(pred, gt, root, mask)
+        errors = pose.length(axes)
+        aligned = pose.aligned_joint_errors(pred, gt, mask, joints)
+        scaled = pose.scaled_joint_errors(pred, gt, root, mask, joints)
+        values = {
+            "mpjpe_mm": pose.mean_over(errors, joints),
+            "pa_mpjpe_mm": pose.mean_over(aligned, joints),
+            "n_mpjpe_mm": pose.mean_over(scaled, joints),
+            "pck150_percent": 100 * pose.fraction_below(errors, (pose.PCK_MM,), joints),
+            "auc_percent": 100 * pose.fraction_below(errors, pose.AUC_MM, joints),
+            "n_pck150_percent": 100 * pose.fraction_below(scaled, (pose.PCK_MM,), joints),
+            "joint_mm": errors,
+            "joint_pa_mm": aligned,
+        }
+        for axis, error in zip("xyz", axes.unbind(-1), strict=True):
+            values[f"mpjpe_{axis}_mm"] = pose.mean_over(error, joints)
+        fourteen = pose.joint_set(self.skeleton.joints, "14")
+        if fourteen and len(fourteen) < self.skeleton.num:
+            values["mpjpe14_mm"] = pose.mean_over(errors, fourteen)
+            values["pa_mpjpe14_mm"] = pose.pa_mpjpe(pred, gt, root, mask, fourteen)
+            values["n_mpjpe14_mm"] = pose.n_mpjpe(pred, gt, root, mask, fourteen)
+        if "reference" in self.variants:
+            values |= self._reference_values(pred, gt, mask, errors)
+        return values
+
+    def _reference_values(self, pred: Tensor, gt: Tensor, valid: Tensor | None, errors: Tensor) -> dict[str, Tensor]:
+        """The definitions of EpipolarPose's release, under names that say so."""
+        joints = self.skeleton.joints
+        if self.skeleton.name == "h36m17":  # the release took MPII's indices for those of Human3.6M
+            fourteen = [k for k, joint in enumerate(joints) if joint not in pose.LEGACY_14_DROPS]
+        else:
+            fourteen = pose.joint_set(joints, "14")
+        aligned = pose.pa_mpjpe_rooted
+        scaled = pose.n_mpjpe_procrustes
+        values = {
+            "pa_mpjpe_rooted_mm": aligned(pred, gt, self.root, valid, self.joints),
+            "n_mpjpe_procrustes_mm": scaled(pred, gt, self.root, valid, self.joints),
+        }
+        if fourteen:
+            values["mpjpe14_legacy_mm"] = pose.mean_over(errors, fourteen)
+            values["pa_mpjpe14_legacy_mm"] = aligned(pred, gt, self.root, valid, fourteen)
+            values["n_mpjpe14_legacy_mm"] = scaled(pred, gt, self.root, valid, fourteen)
+        return values
+
+
+class Keypoint2DEvaluator(RowEvaluator):
+    """2D joints of one person: mean error and PCK, relative to the box that was cropped."""
+
+    def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
+        """Add a batch: pred x_img (B,J,2) px of the image; batch id, x_img, conf (B,J; 0 = not annotated),
+        patch_from_img (B,2,3), and image (B,3,H,W), whose size in px is that of one box.
+
+        Raises:
+            DataError: the number of joints is not the skeleton's.
+            RunError: a prediction is NaN or infinite.
+        """
+        gt, valid = batch["x_img"].float(), batch["conf"] > 0
+        height, width = batch["image"].shape[-2:]
+        linear = batch["patch_from_img"][:, :, :2].float()
+        offset = (pred["x_img"].detach().float() - gt) @ linear.mT
+        in_box = offset / offset.new_tensor((width, height))
+        self._add(batch["id"], pred["x_img"], gt=gt, valid=valid, in_box=in_box)
+
+    def compute(self) -> Report:
+        """pck2d_percent (below 5 % of the box), pck2d_at10_percent, error_px (of the image), error_box_percent."""
+        rows = self._sorted_rows()
+        valid = rows["valid"]
+        in_box = rows["in_box"].double().norm(dim=-1).masked_fill(~valid, torch.nan)
+        in_px = (rows["pred"] - rows["gt"]).double().norm(dim=-1).masked_fill(~valid, torch.nan)
+        values = {key: 100 * pose.fraction_below(in_box, (limit,)) for key, limit in PCK2D.items()}
+        values["error_px"] = pose.mean_over(in_px)
+        values["error_box_percent"] = 100 * pose.mean_over(in_box)
+        arrays = {key: value.numpy() for key, value in values.items()}
+        metrics = _means(arrays)
+        hits = (in_box < PCK2D["pck2d_percent"]).double().masked_fill(~valid, torch.nan)
+        return Report(
+            metrics=metrics,
+            per_joint={"pck2d_percent": self._per_joint(100 * hits), "error_px": self._per_joint(in_px)},
+            per_action=self._per_action(rows["id"], {"pck2d_percent": arrays["pck2d_percent"]}),
+            counts={"poses": len(valid), "joints": int(valid.sum())},
+        )
+
+
+def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean over the poses that have a value; metrics without any are left out."""
+    known = {key: value[np.isfinite(value)] for key, value in values.items()}
+    return {key: float(value.mean()) for key, value in known.items() if len(value)}
+
+
+def _some(ids: Tensor, most: int = 5) -> str:
+    first = ", ".join(str(i) for i in ids[:most].tolist())
+    return first if len(ids) <= most else f"{first}, ..."

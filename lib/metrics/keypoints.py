@@ -1,0 +1,97 @@
+"""Errors of 2D joints: PCKh as on MPII (Andriluka et al., CVPR 2014) and the heatmap accuracy of a training."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lib.errors import GeometryError
+
+PCKH = 0.5
+HEAD_BIAS = 0.6  # MPII: the head size is 0.6 times the diagonal of the annotated head box
+LEGACY_MEAN_AT = 0.11  # what EpipolarPose's release prints as "Mean@0.1": element 11 of 0, 0.01, ..., 0.5
+_GROUPS = ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+_NOT_IN_MEAN = ("pelvis", "thorax")
+
+
+def pckh(
+    pred: Tensor,  # (N,J,2) px
+    gt: Tensor,  # (N,J,2) px
+    head_size: Tensor,  # (N,) px
+    valid: Tensor | None = None,  # (N,J)
+    threshold: float = PCKH,
+) -> Tensor:  # (N,J)
+    """1 where a joint lies within threshold * head_size of the truth, 0 where not, NaN where there is no truth.
+
+    Raises:
+        GeometryError: shapes do not fit.
+    """
+    if pred.shape != gt.shape or pred.ndim != 3 or pred.shape[-1] != 2 or head_size.shape != pred.shape[:1]:
+        raise GeometryError(
+            f"pckh: pred {tuple(pred.shape)}, gt {tuple(gt.shape)}, head_size {tuple(head_size.shape)}; "
+            "expected (N, J, 2), the same, and (N,)"
+        )
+    error = (pred.double() - gt.double()).norm(dim=-1) / head_size.double()[:, None]
+    hits = (error <= threshold).double()
+    return hits if valid is None else hits.masked_fill(~valid.bool(), torch.nan)
+
+
+def pckh_table(
+    pred: Tensor, gt: Tensor, head_size: Tensor, joints: Sequence[str], valid: Tensor | None = None
+) -> dict[str, float]:
+    """MPII's table in percent: groups (left and right averaged), Mean and Mean@0.1 (and the release's Mean@0.11).
+
+    The means are weighted by the number of annotated joints and leave out pelvis and thorax, as in the release.
+
+    Args:
+        joints: names of the J joints.
+    """
+    joints = list(joints)
+    hits = pckh(pred, gt, head_size, valid)
+    per_joint = 100 * hits.nanmean(0)
+    table = {}
+    for group in _GROUPS:
+        members = [k for k, joint in enumerate(joints) if joint.split("_")[-1] == group or joint == group]
+        if members:
+            table[f"pckh_{group}_percent"] = float(per_joint[members].nanmean())
+    counted = [k for k, joint in enumerate(joints) if joint not in _NOT_IN_MEAN]
+    table["pckh_percent"] = 100 * float(hits[:, counted].nanmean())
+    for limit in (0.1, LEGACY_MEAN_AT):
+        close = pckh(pred, gt, head_size, valid, limit)[:, counted]
+        table[f"pckh_at{limit:.2f}".replace("0.", "") + "_percent"] = 100 * float(close.nanmean())
+    return table
+
+
+def heatmap_accuracy(
+    pred: Tensor,  # (B,J,h,w)
+    target: Tensor,  # (B,J,h,w)
+    threshold: float = 0.5,
+    legacy_axes: bool = False,
+) -> tuple[Tensor, Tensor]:  # (), (J,)
+    """Fraction of peaks within threshold / 10 of the map size of the target's peak: mean over joints, and per joint.
+
+    Targets whose peak is not beyond cell 1 in both axes do not count; a joint without any gets NaN and is left out of
+    the mean. `legacy_axes` divides x by the height and y by the width, as the release does (equal for square maps).
+
+    Raises:
+        GeometryError: shapes differ.
+    """
+    if pred.shape != target.shape or pred.ndim != 4:
+        raise GeometryError(
+            f"heatmap accuracy: pred {tuple(pred.shape)}, target {tuple(target.shape)}; expected the same (B, J, h, w)"
+        )
+    height, width = pred.shape[-2:]
+    size = pred.new_tensor((height, width) if legacy_axes else (width, height), dtype=torch.float64) / 10
+    x_pred, x_target = _peak(pred), _peak(target)
+    counts = (x_target > 1).all(-1)
+    hits = (((x_pred - x_target) / size).norm(dim=-1) < threshold).double().masked_fill(~counts, torch.nan)
+    per_joint = hits.nanmean(0)
+    return per_joint.nanmean().nan_to_num(0.0), per_joint
+
+
+def _peak(hm: Tensor) -> Tensor:
+    """Cell (x, y) of the largest value, (0, 0) where nothing is positive.    (B,J,h,w) -> (B,J,2) float64"""
+    value, index = hm.flatten(2).max(-1)
+    width = hm.shape[-1]
+    cell = torch.stack([index % width, index // width], -1).double()
+    return cell * (value > 0)[..., None]

@@ -1,0 +1,197 @@
+"""Errors of 3D poses: pure functions, one value per pose, computed in float64 whatever comes in.
+
+Every metric has the signature `metric(pred (N,J,3), gt (N,J,3), root, valid=None (N,J), joints=None) -> (N,)`. Poses
+are in mm and in the same frame (camera or world). `root` is the index of the joint both poses are centred on; None
+leaves them where they are. `valid` marks the joints that have a ground truth; a pose without any, or whose root has
+none, gets NaN. `joints` (indices) restricts the metric to a subset; the root may lie outside of it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lib.errors import GeometryError
+from lib.metrics.procrustes import procrustes
+
+PCK_MM = 150.0
+AUC_MM = tuple(5.0 * k for k in range(31))  # 0, 5, ..., 150 mm (MPI-INF-3DHP, Mehta et al., 3DV 2017)
+CHUNK = 4096  # poses; the tables of 4096 poses x 17 joints stay in a core's cache
+
+_LIMBS = tuple(f"{side}_{part}" for side in "rl" for part in ("hip", "knee", "ankle", "shoulder", "elbow", "wrist"))
+JOINT_SETS: dict[str, tuple[str, ...]] = {"14": ("pelvis", "thorax", *_LIMBS)}
+# What EpipolarPose's release calls 14 joints in Human3.6M order: indices meant for MPII order drop these three.
+LEGACY_14_DROPS = ("r_ankle", "l_wrist", "r_wrist")
+
+
+def joint_set(joints: Sequence[str], name: str) -> list[int] | None:
+    """Indices in `joints` (a skeleton's names) of the set `name` of JOINT_SETS, None when one of them is absent."""
+    wanted = JOINT_SETS[name]
+    return [list(joints).index(j) for j in wanted] if set(wanted) <= set(joints) else None
+
+
+def joint_errors(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None) -> Tensor:
+    """Distance of each joint after both poses are centred on the root, NaN where not valid.    (N,J,3) -> (N,J) mm"""
+    pred, gt, valid = _inputs(pred, gt, root, valid)
+    return _masked(length(_centred(pred, root) - _centred(gt, root)), valid)
+
+
+def axis_errors(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None) -> Tensor:
+    """Absolute root-relative difference along x, y and z, NaN where not valid.    (N,J,3) -> (N,J,3) mm"""
+    pred, gt, valid = _inputs(pred, gt, root, valid)
+    error = (_centred(pred, root) - _centred(gt, root)).abs()
+    return error if valid is None else error.masked_fill(~valid[..., None], torch.nan)
+
+
+def scaled_joint_errors(
+    pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints: Sequence[int] | None = None
+) -> Tensor:
+    """As joint_errors after the optimal scale b = <p,g> / <p,p> of the centred prediction p (Rhodin et al., CVPR 2018).
+
+    `joints` are those the scale is fitted to; the errors are of all joints.
+    """
+    pred, gt, valid = _inputs(pred, gt, root, valid)
+    pred, gt = _centred(pred, root), _centred(gt, root)
+    p, g = _subset(pred, joints), _subset(gt, joints)
+    weight = None if valid is None else _subset(valid[..., None], joints)
+    p = p if weight is None else p * weight
+    scale = (p * g).sum((1, 2)) / p.square().sum((1, 2)).clamp_min(torch.finfo(p.dtype).tiny)
+    return _masked(length(scale[:, None, None] * pred - gt), valid)
+
+
+def aligned_joint_errors(
+    pred: Tensor, gt: Tensor, valid: Tensor | None = None, joints: Sequence[int] | None = None
+) -> Tensor:
+    """Distance of each joint after the similarity (scale, rotation, translation) that fits best, NaN where not valid.
+
+    `joints` are those the similarity is fitted to; the errors are of all joints. Fewer than three valid ones give NaN.
+    """
+    pred, gt, valid = _inputs(pred, gt, None, valid)
+    aligned, _ = _procrustes(pred, gt, valid, joints)
+    return _masked(length(aligned - gt), valid)
+
+
+def mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """Mean per-joint position error after centring on the root (Protocol 1).    (N,J,3) -> (N,) mm"""
+    return mean_over(joint_errors(pred, gt, root, valid), joints)
+
+
+def pa_mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """Mean error after the similarity fitted to the same joints (Protocol 2); the root plays no part.    -> (N,) mm"""
+    return mean_over(aligned_joint_errors(pred, gt, valid, joints), joints)
+
+
+def n_mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """Mean root-relative error after the best scale for the same joints (Rhodin et al., CVPR 2018).    -> (N,) mm"""
+    return mean_over(scaled_joint_errors(pred, gt, root, valid, joints), joints)
+
+
+def pa_mpjpe_rooted(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """EpipolarPose's released variant: aligned on all joints, then centred on the root; above pa_mpjpe as a rule."""
+    pred, gt, valid = _inputs(pred, gt, root, valid)
+    aligned, _ = _procrustes(pred, gt, valid, None)
+    return mean_over(joint_errors(aligned, gt, root, valid), joints)
+
+
+def n_mpjpe_procrustes(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """EpipolarPose's released variant: the scale is that of the similarity fit on all joints, rotation included."""
+    pred, gt, valid = _inputs(pred, gt, root, valid)
+    _, scale = _procrustes(pred, gt, valid, None)
+    return mean_over(joint_errors(scale[:, None, None] * pred, gt, root, valid), joints)
+
+
+def pck3d(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """Fraction of joints with a root-relative error below (strictly) 150 mm; the root counts as correct.    -> (N,)"""
+    return fraction_below(joint_errors(pred, gt, root, valid), (PCK_MM,), joints)
+
+
+def auc3d(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """Mean of the fractions below the 31 thresholds 0, 5, ..., 150 mm.    -> (N,)"""
+    return fraction_below(joint_errors(pred, gt, root, valid), AUC_MM, joints)
+
+
+def n_pck3d(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
+    """As pck3d after the best scale of the prediction (NPCK, Rhodin et al., CVPR 2018).    -> (N,)"""
+    return fraction_below(scaled_joint_errors(pred, gt, root, valid, joints), (PCK_MM,), joints)
+
+
+Metric = Callable[..., Tensor]
+METRICS: dict[str, Metric] = {
+    "mpjpe": mpjpe,
+    "pa_mpjpe": pa_mpjpe,
+    "n_mpjpe": n_mpjpe,
+    "pck3d": pck3d,
+    "auc3d": auc3d,
+    "n_pck3d": n_pck3d,
+    "pa_mpjpe_rooted": pa_mpjpe_rooted,
+    "n_mpjpe_procrustes": n_mpjpe_procrustes,
+}
+
+
+def mean_over(errors: Tensor, joints: Sequence[int] | None = None) -> Tensor:
+    """Mean over the joints that have a value (NaN: none), optionally of a subset.    (N,J) -> (N,)"""
+    return _subset(errors, joints).nanmean(dim=1)
+
+
+def fraction_below(errors: Tensor, thresholds: Sequence[float], joints: Sequence[int] | None = None) -> Tensor:
+    """Fraction of joints with an error strictly below a threshold, averaged over the thresholds.    (N,J) -> (N,)"""
+    errors = _subset(errors, joints).contiguous()
+    known = errors.shape[1] - errors.isnan().sum(1)
+    if len(thresholds) == 1:
+        below = (errors < thresholds[0]).sum(1)
+    else:  # the number of thresholds above each error; NaN sorts behind all of them
+        limits = torch.tensor(thresholds, dtype=errors.dtype, device=errors.device)
+        below = (len(thresholds) - torch.bucketize(errors, limits, right=True)).sum(1)
+    return below.to(errors.dtype) / (known * len(thresholds))
+
+
+def _inputs(
+    pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """float64 poses without NaN at joints that are not valid, and the mask of joints that get a value."""
+    if pred.shape != gt.shape or pred.ndim != 3 or pred.shape[-1] != 3:
+        raise GeometryError(
+            f"pose metric: pred has shape {tuple(pred.shape)} and gt {tuple(gt.shape)}; expected the same (N, J, 3)"
+        )
+    pred, gt = pred.double(), gt.double()
+    if valid is None:
+        return pred, gt, None
+    if valid.shape != pred.shape[:2]:
+        raise GeometryError(f"pose metric: valid has shape {tuple(valid.shape)}, expected {tuple(pred.shape[:2])}")
+    valid = valid.bool()
+    if valid.all():
+        return pred, gt, None
+    pred = pred.masked_fill(~valid[..., None], 0.0)
+    gt = gt.masked_fill(~valid[..., None], 0.0)
+    if root is not None:
+        valid = valid & valid[:, root, None]
+    return pred, gt, valid
+
+
+def _procrustes(
+    pred: Tensor, gt: Tensor, valid: Tensor | None, joints: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """All joints after the similarity fitted to `joints`, and its scale; NaN for poses with fewer than three."""
+    mask = None if valid is None else _subset(valid, joints)
+    R, t, scale = procrustes(_subset(pred, joints), _subset(gt, joints), mask)
+    if mask is not None:
+        scale = scale.masked_fill(mask.sum(1) < 3, torch.nan)
+    return scale[:, None, None] * (pred @ R.mT) + t[:, None], scale
+
+
+def _centred(X: Tensor, root: int | None) -> Tensor:
+    return X if root is None else X - X[:, root, None]
+
+
+def length(X: Tensor) -> Tensor:
+    """Euclidean length of vectors.    (...,3) -> (...)"""
+    x, y, z = X.unbind(-1)  # a reduction over three neighbours is several times slower
+    return (x * x + y * y + z * z).sqrt()
+
+
+def _masked(errors: Tensor, valid: Tensor | None) -> Tensor:
+    return errors if valid is None else errors.masked_fill(~valid, torch.nan)
+
+
+def _subset(x: Tensor, joints: Sequence[int] | None) -> Tensor:
+    return x if joints is None else x.index_select(1, torch.tensor(list(joints), device=x.device))
