@@ -1,0 +1,1 @@
+"""Reading, recognising and loading checkpoints without executing anything in them."""

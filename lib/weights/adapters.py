@@ -1,0 +1,147 @@
+"""Published checkpoint forms, recognised by their keys alone (never by a path) and unwrapped to a plain state dict."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lib.backbone.resnet import RESNETS
+from lib.errors import WeightsError
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what came with them.
+
+    kind: a name of KINDS.    state_dict: without wrapper prefixes.    meta: the other plain values of the file.
+    source: where it came from, for messages.
+    """
+
+    kind: str
+    state_dict: State
+    meta: dict[str, Any] = field(default_factory=dict)
+    source: str = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One published form: how its keys look, and where weights of this form belong."""
+
+    matches: Callable[[Mapping[str, Tensor]], bool]
+    text: str  # "looks like a ... checkpoint"
+    shown: tuple[str, ...]  # key prefixes that gave it away
+    use: str  # the next step when it does not fit
+
+
+def _has(*prefixes: str) -> Callable[[Mapping[str, Tensor]], bool]:
+    return lambda state: all(any(key.startswith(prefix) for key in state) for prefix in prefixes)
+
+
+_RESNET = "set MODEL.EXTRA.NUM_LAYERS and the head to those of the file"
+# Order matters: the first match names the file.
+KINDS: dict[str, Kind] = {
+    "selfpose3d": Kind(
+        _has("backbone.", "attn."), "SelfPose3d", ("backbone.", "attn."), "use it with TASK selfpose3d"
+    ),
+    "voxelpose": Kind(
+        lambda state: any(k.startswith(("root_net.", "pose_net.")) for k in state),
+        "VoxelPose", ("root_net.", "pose_net.", "backbone."), "use it with TASK voxelpose",
+    ),
+    "refiner": Kind(
+        _has("linear_stages.", "w1."), "refiner", ("w1", "linear_stages.0"),
+        "run refiner/main.py, or set MODEL.PRETRAINED to an image model",
+    ),
+    "videopose3d": Kind(
+        _has("expand_conv", "layers_conv."), "VideoPose3D", ("expand_conv", "layers_conv"), "use it with TASK temporal"
+    ),
+    "fusion": Kind(
+        _has("deconv_layers.", "hm.", "depth."), "2D+3D fusion (hg-3d)", ("hm.", "depth."), "use it with TASK fusion"
+    ),
+    "pose_resnet": Kind(
+        _has("conv1.", "layer4.", "deconv_layers.", "final_layer."),
+        "pose ResNet", ("deconv_layers", "final_layer"), _RESNET,
+    ),
+    "resnet": Kind(_has("conv1.", "layer1.", "layer4."), "torchvision ResNet", ("conv1", "layer1"), _RESNET),
+}  # fmt: skip
+_CONTAINERS = ("model", "state_dict", "model_pos", "model_state_dict", "net", "network")
+
+
+def unwrap(value: Any, source: str) -> Checkpoint:
+    """The weights inside whatever a checkpoint file held.
+
+    Knows: our own {format, model, ...}; EpipolarPose's {epoch, model: names, state_dict}; its refiner; VideoPose3D's
+    {model_pos}; a bare state dict; each with or without the prefix "module." of a parallel wrapper.
+
+    Raises:
+        WeightsError: there are no named tensors in it.
+    """
+    if isinstance(value, Mapping) and not _is_state(value):
+        for name in _CONTAINERS:
+            inner = value.get(name)
+            if isinstance(inner, Mapping) and _is_state(inner):
+                meta = {str(k): v for k, v in value.items() if k != name and isinstance(k, str)}
+                state = strip_prefix(inner)
+                ours = name == "model" and "format" in value
+                return Checkpoint("parallax" if ours else kind_of(state), state, meta, source)
+        raise WeightsError(
+            f"{source}: holds {_described(value)}, but no weights; expected a state dict, or a dict with one under "
+            f"{', '.join(_CONTAINERS[:3])}"
+        )
+    if not isinstance(value, Mapping):
+        raise WeightsError(
+            f"{source}: holds an object of type {type(value).__name__}, expected a dict of named tensors; "
+            "save the network with torch.save(model.state_dict(), path)"
+        )
+    state = strip_prefix(value)
+    return Checkpoint(kind_of(state), state, {}, source)
+
+
+def kind_of(state: Mapping[str, Tensor]) -> str:
+    """The name in KINDS of a state dict, by its keys; "unknown" when none fits."""
+    return next((name for name, kind in KINDS.items() if kind.matches(state)), "unknown")
+
+
+def describe(state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Two clauses for messages: what a state dict looks like, and what to do with it."""
+    name = kind_of(state)
+    if name == "unknown":
+        first = ", ".join(repr(key) for key in list(state)[:3])
+        return f"has keys of an unknown network ({first}, ...)", "give weights of the network that MODEL.NAME names"
+    kind = KINDS[name]
+    shown = [prefix for prefix in kind.shown if any(key.startswith(prefix) for key in state)]
+    return f"looks like a {kind.text} checkpoint (keys {', '.join(repr(p) for p in shown)})", kind.use
+
+
+def strip_prefix(state: Mapping[str, Tensor]) -> State:
+    """Keys without the "module." (and torch.compile's "_orig_mod.") that wrappers put in front of every one of them."""
+    state = dict(state)
+    stripped = True
+    while stripped and state:
+        stripped = False
+        for prefix in ("module.", "_orig_mod."):
+            if all(key.startswith(prefix) for key in state):
+                state = {key[len(prefix) :]: value for key, value in state.items()}
+                stripped = True
+    return state
+
+
+def resnet_layers(state: Mapping[str, Tensor]) -> int | None:
+    """Number of layers of the ResNet whose trunk is in a state dict, None when it holds none (or another one)."""
+    counts = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")}) for stage in range(1, 5))
+    bottleneck = any(key.startswith("layer1.0.conv3.") for key in state)
+    for layers, (block, blocks) in RESNETS.items():
+        if counts == blocks and (block.expansion == 4) == bottleneck:
+            return layers
+    return None
+
+
+def _is_state(value: Mapping) -> bool:
+    return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _described(value: Mapping) -> str:
+    keys = ", ".join(repr(key) for key in list(value)[:5])
+    return f"a dict with the keys {keys}" if keys else "an empty dict"

@@ -1,0 +1,448 @@
+"""Checkpoints: every published form, foreign objects inside, damaged and hostile files, partial and strict loading."""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.errors import WeightsError
+from lib.models.pose_resnet import PoseResNet
+from lib.weights import imagenet
+from lib.weights.adapters import kind_of, resnet_layers
+from lib.weights.imagenet import imagenet_state
+from lib.weights.load import initialise, load_into, read, write_reference
+from lib.weights.unpickle import load_file
+
+
+class SmallPose(nn.Module):
+    """The key names of PoseResNet at a thousandth of its size; the real names and shapes are tested in test_models."""
+
+    def __init__(self, joints: int, head: str, bins: int):
+        super().__init__()
+        self.joints = joints
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        for stage in range(1, 5):
+            block = nn.Module()
+            block.conv1, block.bn1 = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+            self.add_module(f"layer{stage}", nn.ModuleList([block]))
+        self.deconv_layers = nn.Sequential(nn.ConvTranspose2d(8, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.final_layer = nn.Conv2d(8, joints * bins if head == "volume" else joints, 1)
+        if head == "heatmap_depth":
+            self.depth_fc = nn.Linear(8, joints * bins)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.final_layer(self.deconv_layers(self.bn1(self.conv1(image))))
+
+
+def network(joints: int = 4, head: str = "volume", bins: int = 6) -> SmallPose:
+    model = SmallPose(joints, head, bins)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def prefixed(state: dict) -> OrderedDict:
+    return OrderedDict((f"module.{k}", v) for k, v in state.items())
+
+
+# --- forms
+
+
+FORMS = {
+    "ours": lambda s: {"format": 1, "kind": "parallax", "model": s, "step": 7, "config": {"TASK": "integral"}},
+    "epipolarpose training": lambda s: {
+        "epoch": 3, "model": ("pose3d_resnet_50", "256x256"), "state_dict": prefixed(s), "perf": 51.8, "optimizer": {}
+    },
+    "bare": lambda s: s,
+    "bare with module": prefixed,
+    "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "wrapped twice": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+    "without counters": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_every_form_of_a_pose_network_is_read_and_loaded(form, legacy, tmp_path):
+    source, path = network(), tmp_path / "weights.pth.tar"
+    torch.save(FORMS[form](source.state_dict()), path, _use_new_zipfile_serialization=not legacy)
+    checkpoint = read(path)
+    assert checkpoint.kind == ("parallax" if form == "ours" else "pose_resnet")
+    target = network()
+    report = load_into(target, checkpoint, strict=True)
+    assert not report.missing and not report.unexpected and not report.skipped_shape
+    assert equal(dict(target.named_parameters()), dict(source.named_parameters()))
+    if form == "ours":
+        assert checkpoint.meta["config"] == {"TASK": "integral"} and checkpoint.meta["step"] == 7
+    if form == "epipolarpose training":
+        assert checkpoint.meta["epoch"] == 3 and checkpoint.meta["model"][0] == "pose3d_resnet_50"
+
+
+KEYS = {
+    "resnet": ["conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight"],
+    "refiner": ["linear_stages.0.w1.weight", "w1.weight", "w2.weight", "batch_norm1.weight"],
+    "videopose3d": ["expand_conv.weight", "layers_conv.0.weight", "shrink.weight"],
+    "voxelpose": ["backbone.conv1.weight", "root_net.v2v_net.a", "pose_net.v2v_net.a"],
+    "selfpose3d": ["backbone.conv1.weight", "attn.backbone.conv1.weight", "pose_net.a", "root_net.a"],
+    "fusion": ["conv1.weight", "layer4.0.conv1.weight", "deconv_layers.0.weight", "hm.weight", "depth.weight"],
+    "unknown": ["encoder.weight", "decoder.weight"],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KEYS))
+def test_kinds_are_recognised_by_keys_and_refused_where_they_do_not_fit(kind, tmp_path):
+    state = {key: torch.zeros(2) for key in KEYS[kind]}
+    assert kind_of(state) == kind
+    path = tmp_path / "mpii_coco_imagenet.pth"  # a name that says nothing
+    torch.save({"epoch": 1, "model_pos": state} if kind == "videopose3d" else state, path)
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(WeightsError, match="mpii_coco_imagenet.pth") as error:
+        load_into(model, read(path))
+    assert equal(before, model.state_dict())
+    if kind == "refiner":
+        assert "looks like a refiner checkpoint (keys 'w1', 'linear_stages.0')" in str(error.value)
+        assert "refiner/main.py" in str(error.value)
+
+
+def test_depth_of_a_trunk_is_read_from_its_keys():
+    with torch.device("meta"):
+        for layers in (18, 34, 50, 101, 152):
+            assert resnet_layers(PoseResNet(layers, 2, "heatmap").state_dict()) == layers
+    assert resnet_layers({"conv1.weight": torch.zeros(1)}) is None
+
+
+# --- foreign objects, damaged and hostile files
+
+
+class Evil:
+    """Unpickled carelessly, it creates the file it was given."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+class Camera:
+    """Stands for a class of somebody else's module."""
+
+    def __init__(self):
+        self.R, self.name = np.eye(3), "54138969"
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_foreign_objects_become_inert_and_the_weights_are_read(legacy, tmp_path):
+    source, path = network(), tmp_path / "model.pth"
+    shared = torch.arange(12.0)
+    value = {
+        "epoch": 5,
+        "random_state": np.random.RandomState(1),
+        "camera": Camera(),
+        "state_dict": source.state_dict(),
+        "views": [shared[2:6], shared.view(3, 4).T],
+        "half": torch.ones(3, dtype=torch.bfloat16),
+    }
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    found, foreign = load_file(path)
+    assert foreign
+    assert torch.equal(found["views"][0], shared[2:6]) and torch.equal(found["views"][1], shared.view(3, 4).T)
+    assert torch.equal(found["half"], torch.ones(3, dtype=torch.bfloat16))
+    checkpoint = read(path)
+    assert checkpoint.meta["epoch"] == 5 and "random_state" not in checkpoint.meta and "camera" not in checkpoint.meta
+    target = network()
+    load_into(target, checkpoint, strict=True)
+    assert equal(target.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("place", ["beside", "inside", "instead"])
+def test_nothing_in_a_file_is_executed(place, legacy, tmp_path):
+    trap, path = tmp_path / "executed", tmp_path / "evil.pth"
+    state = dict(network().state_dict())
+    value = {
+        "beside": {"state_dict": state, "hook": Evil(trap)},
+        "inside": {**state, "conv1.weight": Evil(trap)},
+        "instead": Evil(trap),
+    }[place]
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    if place == "beside":
+        load_into(network(), read(path), strict=True)
+    else:
+        with pytest.raises(WeightsError, match="evil.pth"):
+            read(path)
+    assert not trap.exists()
+
+
+def test_pickle_tricks_stay_inert(tmp_path):
+    """Names reached by dotted paths, class instances built with state, and attributes set on what is allowed."""
+    trap = tmp_path / "executed"
+    command = f"touch {trap}".encode()
+    programs = [
+        b"cos\nsystem\n(S'" + command + b"'\ntR.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x01a\x85R.",
+        b"cbuiltins\neval\n(S'__import__(\"os\").system(\"" + command + b"\")'\ntR.",
+        b"\x80\x04\x8c\x0btorch._utils\x8c\x1a_rebuild_tensor.__globals__\x93.",
+        b"ccollections\nOrderedDict\n(S'x'\ncos\nsystem\ndb.",
+        b"(S'" + command + b"'\nios\nsystem\n.",
+    ]
+    for number, program in enumerate(programs):
+        path = tmp_path / f"{number}.pth"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", program)
+            archive.writestr("archive/version", "3\n")
+        with pytest.raises(WeightsError, match=f"{number}.pth"):
+            read(path)
+    assert not trap.exists()
+
+
+def tensor_archive(path, size, stride, offset=0, data=b"\0" * 16) -> None:
+    """A file whose tensor claims more than its storage holds."""
+
+    class Storage(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", 4) if isinstance(value, bytearray) else None
+
+    class Claim:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (bytearray(), offset, size, stride, False, Evil("nowhere"))
+
+    stream = io.BytesIO()
+    Storage(stream, 2).dump({"w": Claim()})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", stream.getvalue())
+        archive.writestr("a/data/0", data)
+
+
+def test_tensors_cannot_reach_beyond_their_storage(tmp_path):
+    path = tmp_path / "claim.pth"
+    tensor_archive(path, (2, 2), (2, 1))
+    assert load_file(path)[0]["w"].shape == (2, 2)
+    for claim in ({"size": (5,), "stride": (1,)}, {"size": (2,), "stride": (1,), "offset": 3},
+                  {"size": (2, 2), "stride": (2, 1), "data": b"\0" * 4}):  # fmt: skip
+        tensor_archive(path, **claim)
+        with pytest.raises(WeightsError, match="claim.pth"):
+            load_file(path)
+
+
+def saved(value) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+BROKEN = {
+    "empty": (b"", "empty"),
+    "html": (b"<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
+    "text": (b"these are not weights\n", "not a torch checkpoint"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "gzip": (b"\x1f\x8b\x08\0\0\0\0\0", "unpack"),
+    "truncated": (saved({"a": torch.zeros(5000)})[:9000], "truncated"),
+    "cut at the head": (saved({"a": torch.zeros(5000)})[:40], "truncated"),
+    "zip without weights": (b"PK\x05\x06" + b"\0" * 18, "data.pkl|damaged"),
+    "plain pickle": (pickle.dumps({"a": 1}), "not a torch checkpoint"),
+    "a list": (saved([torch.zeros(3)]), "type list.*state_dict"),
+    "a tensor": (saved(torch.zeros(3)), "type Tensor"),
+    "no tensors": (saved({"epoch": 3, "lr": 0.1}), "'epoch', 'lr'.*no weights"),
+    "empty dict": (saved({}), "empty dict"),
+    "legacy cut": (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2), "not a torch checkpoint|damaged"),
+    "big-endian noise": (struct.pack(">64Q", *range(64)), "not a torch checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BROKEN))
+def test_damaged_and_foreign_files_give_one_clear_error(case, tmp_path):
+    content, message = BROKEN[case]
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value)
+    assert path.read_bytes() == content
+
+
+def test_missing_files_and_directories(tmp_path):
+    with pytest.raises(WeightsError, match="no such file.*models/README.md"):
+        read(tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match="is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_file_cut_anywhere_is_refused(legacy, tmp_path):
+    whole = tmp_path / "whole.pth"
+    torch.save({"state_dict": {"a": torch.randn(100)}, "rng": np.random.RandomState(0)}, whole,
+               _use_new_zipfile_serialization=not legacy)  # fmt: skip
+    content, cut = whole.read_bytes(), tmp_path / "cut.pth"
+    for length in range(1, len(content) - 1, len(content) // 23):
+        cut.write_bytes(content[:length])
+        with pytest.raises(WeightsError):
+            read(cut)
+
+
+# --- partial loading
+
+
+def test_another_number_of_joints_loads_all_but_the_head():
+    source, target = network(joints=4), network(joints=5)
+    head = target.final_layer.weight.detach().clone()
+    report = load_into(target, source.state_dict())
+    assert len(report.skipped_shape) == 2 and report.skipped_shape[0].startswith("final_layer.weight: [24, 8, 1, 1]")
+    assert torch.equal(target.final_layer.weight, head)
+    assert torch.equal(target.deconv_layers[0].weight, source.deconv_layers[0].weight)
+    assert "2 skipped by shape (final_layer.weight" in report.summary()
+    with pytest.raises(WeightsError, match="exactly: 2 of another shape.*final_layer.weight"):
+        load_into(network(joints=5), source.state_dict(), strict=True)
+
+
+def test_a_heatmap_network_starts_a_volume():
+    source, target = network(head="heatmap"), network(bins=6)
+    report = load_into(target, source.state_dict(), inflate=0.5)
+    assert report.inflated == ("final_layer.weight", "final_layer.bias") and not report.skipped_shape
+    source.eval(), target.eval()
+    image = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        maps, volume = source(image), target(image).unflatten(1, (4, 6))
+    torch.testing.assert_close(volume, 0.5 * maps[:, :, None].expand_as(volume))
+    without = load_into(network(bins=6), source.state_dict())
+    assert len(without.skipped_shape) == 2 and not without.inflated
+    depth = load_into(network(head="heatmap"), network(head="heatmap_depth").state_dict())
+    assert depth.unexpected == ("depth_fc.weight", "depth_fc.bias")
+
+
+def test_strict_loading_lists_what_is_missing_and_what_is_left_over():
+    state = dict(network().state_dict())
+    del state["layer1.0.bn1.weight"]
+    state["stranger"] = torch.zeros(1)
+    with pytest.raises(WeightsError, match=r"1 missing \(layer1.0.bn1.weight\); 1 not part of the model \(stranger\)"):
+        load_into(network(), state, strict=True)
+    report = load_into(network(), state)
+    assert report.missing == ("layer1.0.bn1.weight",) and report.unexpected == ("stranger",)
+
+
+def test_another_depth_of_the_trunk_is_an_error():
+    with torch.device("meta"):
+        state = PoseResNet(34, 4, "heatmap").state_dict()
+    model = PoseResNet(18, 4, "heatmap")
+    before = model.conv1.weight.clone()
+    with pytest.raises(WeightsError, match="ResNet-34.*ResNet-18.*NUM_LAYERS 34"):
+        load_into(model, {key: torch.zeros(value.shape) for key, value in state.items()})
+    assert torch.equal(model.conv1.weight, before)
+
+
+def test_reference_form_is_bare_and_prefixed(tmp_path):
+    model, path = network(), tmp_path / "out.pth.tar"
+    write_reference(model.state_dict(), path)
+    plain = torch.load(path, weights_only=True)
+    assert list(plain) == [f"module.{k}" for k in model.state_dict()]
+    assert equal(read(path).state_dict, dict(model.state_dict()))
+    with pytest.raises(WeightsError, match="cannot be written"):
+        write_reference(model.state_dict(), tmp_path / "none" / "out.pth.tar")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.pth.tar"]
+
+
+# --- start weights
+
+
+def torchvision_file(path, layers: int = 18) -> dict:
+    state = PoseResNet(layers, 1, "heatmap", deconv_filters=(8,), deconv_kernels=(4,)).state_dict()
+    state = {key: value for key, value in state.items() if key.startswith(("conv1", "bn1", "layer"))}
+    state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}  # the names are tested in test_models
+    torch.save(state, path)
+    return state
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network and an empty cache of torchvision's files."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(imagenet.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    imagenet._fetch.cache_clear()
+    yield tmp_path / "hub" / "checkpoints"
+    imagenet._fetch.cache_clear()
+
+
+def test_imagenet_weights_without_network_mean_from_scratch(offline):
+    state, message = imagenet_state(18)
+    assert state is None
+    assert "from scratch" in message and "Network is unreachable" in message and "MODEL.INIT_FILE" in message
+
+
+def test_a_server_that_does_not_answer_costs_seconds(offline, monkeypatch):
+    import threading
+
+    forever = threading.Event()
+    monkeypatch.setattr(imagenet.urllib.request, "urlopen", lambda *a, **k: forever.wait(30))
+    monkeypatch.setattr(imagenet, "TIMEOUT_S", 0.05)
+    state, message = imagenet_state(34)
+    forever.set()
+    assert state is None and "did not answer" in message
+
+
+def test_imagenet_weights_from_cache_and_file(offline, tmp_path):
+    offline.mkdir(parents=True)
+    cached = torchvision_file(offline / "resnet18-f37072fd.pth")
+    state, message = imagenet_state(18)
+    assert torch.equal(state["layer4.1.conv2.weight"], cached["layer4.1.conv2.weight"]) and "fc.weight" not in state
+    assert "torchvision" in message
+    (offline / "resnet18-f37072fd.pth").write_bytes(b"<html>")
+    state, message = imagenet_state(18)
+    assert state is None and "web page" in message
+    file = tmp_path / "local.pth"
+    local = torchvision_file(file)
+    state, message = imagenet_state(18, str(file))
+    assert torch.equal(state["conv1.weight"], local["conv1.weight"]) and str(file) in message
+    with pytest.raises(WeightsError, match="ResNet-18, expected a torchvision ResNet-34"):
+        imagenet_state(34, str(file))
+    with pytest.raises(WeightsError, match="no such file"):
+        imagenet_state(18, str(tmp_path / "absent.pth"))
+
+
+def section(**values) -> SimpleNamespace:
+    start = {"PRETRAINED": "", "RESUME": "", "INIT_WEIGHTS": True, "INIT_FILE": "", "INFLATE": 0.0}
+    return SimpleNamespace(MODEL=SimpleNamespace(**{**start, **values}, EXTRA=SimpleNamespace(NUM_LAYERS=18)))
+
+
+def test_initialise_follows_the_model_section_and_says_so(offline, tmp_path, caplog):
+    caplog.set_level("INFO", logger="parallax")
+    initialise(network(), section())
+    assert "from scratch: no ImageNet weights" in caplog.text
+    initialise(network(), section(INIT_WEIGHTS=False))
+    assert "INIT_WEIGHTS is false" in caplog.text
+
+    file = tmp_path / "resnet18.pth"
+    trunk, model = torchvision_file(file), PoseResNet(18, 4, "heatmap")
+    initialise(model, section(INIT_FILE=str(file)))
+    assert torch.equal(model.layer3[0].conv1.weight, trunk["layer3.0.conv1.weight"])
+
+    path, source = tmp_path / "best.pth.tar", network(head="heatmap")
+    torch.save({"format": 1, "model": source.state_dict(), "skeleton": "mpii16"}, path)
+    model = network()
+    initialise(model, section(PRETRAINED=str(path), INFLATE=1.0))
+    assert torch.equal(model.final_layer.weight[:6], source.final_layer.weight[:1].expand(6, -1, -1, -1))
+    assert f"{path}:" in caplog.text and "repeated over the depth bins" in caplog.text
+    model = network(head="heatmap")
+    fresh = model.final_layer.weight.detach().clone()
+    initialise(model, section(PRETRAINED=str(path)), skeleton="h36m17")
+    assert torch.equal(model.final_layer.weight, fresh) and "its head is left out" in caplog.text
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
