@@ -1,0 +1,143 @@
+"""Checkpoints: plain values and tensors, written whole or not at all, read without running any code from the file.
+
+`checkpoint.pth.tar` (everything that training needs) holds
+    format 1, kind "parallax", model, task_extra, optimizer, scheduler, scaler, step, steps_per_epoch, evaluated_step,
+    best, seconds, config (plain nested values), image_spec, skeleton, rng (one entry per rank)
+`model_best.pth.tar` holds the same without the training state; `final_state.pth.tar` is the bare state_dict.
+"""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from lib.engine.distributed import HOST, set_rng_state
+from lib.errors import RunError
+
+FORMAT = 1
+KIND = "parallax"
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Calls `write(file)` on a temporary file, flushes it to the disk and renames it: `path` is old or new, never half.
+
+    Raises:
+        RunError: the folder cannot be written, or the disk is full; what was at `path` is untouched.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself survives a power cut
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({e}); free some space or set OUTPUT_DIR to another folder") from e
+
+
+def save(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes `state` (plain values and tensors) under `path`, whole or not at all."""
+    atomic_write(path, lambda file: torch.save(state, file))
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint that `save` wrote; tensors come to the host, and no code from the file is run.
+
+    Raises:
+        RunError: the file is missing, truncated, damaged, or not a training checkpoint of this repository.
+    """
+    path = Path(path)
+    try:
+        state = torch.load(path, map_location=HOST, weights_only=True)
+    except FileNotFoundError as e:
+        raise RunError(f"{path}: no such checkpoint") from e
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+        reason = str(e).strip().split("\n")[0][:200]
+        raise RunError(
+            f"{path}: is damaged or not a checkpoint of Parallax ({reason}); nothing was changed. Move it away to "
+            "start anew, or give its weights as MODEL.PRETRAINED"
+        ) from e
+    if not isinstance(state, dict) or state.get("kind") != KIND:
+        raise RunError(f"{path}: holds no training state of Parallax; use it as weights: MODEL.PRETRAINED {path}")
+    if state.get("format") != FORMAT:
+        raise RunError(
+            f"{path}: has checkpoint format {state.get('format')}, this version reads format {FORMAT}; use the version "
+            "of Parallax that wrote it"
+        )
+    return state
+
+
+def state_of(trainer) -> dict[str, Any]:
+    """Everything that a Trainer needs to go on, but for the random state of each rank."""
+    spec = trainer.task.image_spec
+    return {
+        "format": FORMAT,
+        "kind": KIND,
+        "model": trainer.task.model.state_dict(),
+        "task_extra": trainer.task.extra_state(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": {"name": trainer.cfg.TRAIN.SCHEDULE, "total_steps": trainer.total_steps},
+        "scaler": trainer.scaler.state_dict(),
+        "step": trainer.step,
+        "steps_per_epoch": trainer.steps_per_epoch,
+        "evaluated_step": trainer.evaluated_step,
+        "best": trainer.best,
+        "seconds": trainer.log.seconds,
+        "config": trainer.cfg.to_dict(),
+        "image_spec": spec.to_dict() if spec is not None else None,
+        "skeleton": trainer.task.skeleton,
+    }
+
+
+def restore(trainer, state: dict[str, Any]) -> None:
+    """Puts a Trainer, its data and optimizer just made, where `state` was saved.
+
+    Raises:
+        RunError: the training data has another size, or the task another shape.
+    """
+    there, now = state["steps_per_epoch"], trainer.steps_per_epoch
+    if there != now:
+        raise RunError(
+            f"{trainer.source}: an epoch had {there} steps there and has {now} now, so the training data changed; "
+            "start a new run with MODEL.PRETRAINED"
+        )
+    try:
+        trainer.task.model.load_state_dict(state["model"])
+        trainer.task.load_extra_state(state["task_extra"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise RunError(
+            f"{trainer.source}: does not fit this task ({e}); use it as MODEL.PRETRAINED of a new run"
+        ) from e
+    trainer.scaler.load_state_dict(state["scaler"])
+    trainer.step, trainer.best, trainer.evaluated_step = state["step"], state["best"], state["evaluated_step"]
+    set_rng_state(state["rng"][trainer.world.rank], trainer.device)
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The part of a training checkpoint that a released file keeps."""
+    training = ("optimizer", "scheduler", "scaler", "rng", "evaluated_step", "seconds")
+    return {k: v for k, v in state.items() if k not in training}
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a file's bytes, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

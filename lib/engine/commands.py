@@ -1,0 +1,86 @@
+"""What scripts/train.py and scripts/valid.py do once their arguments are read, and how every script ends."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lib.engine import run_dir
+from lib.engine.batches import overfit_config
+from lib.engine.distributed import start
+from lib.engine.logger import log, open_console
+from lib.engine.signals import Interrupted
+from lib.engine.trainer import Trainer
+from lib.errors import ParallaxError, WeightsError
+from lib.tasks import build
+from lib.weights.load import load_into, read
+
+
+def train(cfg, overfit: bool = False, dry_run: bool = False) -> dict:
+    """Trains the experiment of a configuration in its run directory; returns what results.json holds.
+
+    Whatever can be told from configuration and files is checked before data is read.
+    """
+    if overfit:
+        cfg = overfit_config(cfg)
+    cfg.check_paths()
+    folder = run_dir.run_path(cfg)
+    world = start(cfg)
+    try:
+        if not (overfit or dry_run):
+            world.on_main(lambda: run_dir.check(folder, cfg))
+        return Trainer(cfg, build(cfg), folder, world, overfit, dry_run).fit()
+    finally:
+        world.close()
+
+
+def validate(cfg) -> dict:
+    """Judges MODEL.RESUME, or the best weights of the run of this configuration; returns what results.json holds.
+
+    Writes results.json, predictions.npz and figures/ into `valid-<name of the weights>/` inside the run directory, so
+    that nothing of a training is overwritten; a second call replaces the first one's files.
+    """
+    cfg.check_paths()
+    run = run_dir.run_path(cfg)
+    weights = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else run / run_dir.BEST
+    if not weights.is_file():
+        raise WeightsError(f"{weights}: no such file; train first, or give the weights to judge as MODEL.RESUME FILE")
+    folder = run / ("valid-" + re.sub(r"(\.pth|\.pt)?(\.tar)?$", "", weights.name))
+    world = start(cfg)
+    try:
+        world.on_main(lambda: run_dir.check_writable(folder))
+        # the weights come from the file: nothing else needs to be loaded, or downloaded, first
+        task = build(cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_FILE": "", "MODEL.INIT_WEIGHTS": False}))
+        checkpoint = read(weights)
+        load_into(task.model, checkpoint, strict=True)
+        if checkpoint.meta.get("task_extra"):
+            task.load_extra_state(checkpoint.meta["task_extra"])
+        trainer = Trainer(cfg, task, world=world)
+        evaluation = trainer.evaluate(cfg.DEBUG.FIGURES)
+        results = trainer.result_dict(evaluation)
+        log.info(run_dir.table(results))
+        if world.is_main:
+            run_dir.write_scores(folder, results, weights, evaluation.predictions())
+            run_dir.write_pictures(folder, evaluation.pictures())
+        log.info(f"results: {folder / run_dir.RESULTS}")
+        return results
+    finally:
+        world.close()
+
+
+def run(main: Callable[[], object]) -> None:
+    """Ends the process as `main` ends: status 2 and one message for errors a user can mend, 130 after Ctrl-C."""
+    open_console(os.environ.get("RANK", "0") == "0")
+    try:
+        main()
+    except Interrupted as stop:
+        log.info(str(stop))
+        sys.exit(130)
+    except KeyboardInterrupt:
+        log.info("stopped")
+        sys.exit(130)
+    except ParallaxError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
