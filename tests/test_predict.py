@@ -1,0 +1,346 @@
+"""The predictor's geometry on a network that is always right, and scripts/predict.py on a tiny real checkpoint."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib import vis
+from lib.config import defaults
+from lib.dataset.image import ImageSpec
+from lib.engine import checkpoint
+from lib.errors import ConfigError, DataError, WeightsError
+from lib.geometry.camera import Cameras
+from lib.geometry.crop import invert
+from lib.predictor import Predictor
+from lib.skeleton import get
+from lib.synthetic.world import World
+from lib.tasks import build
+from lib.tasks.base import Task
+from scripts import predict as script
+
+ROOT = Path(__file__).resolve().parents[1]
+H36M = get("h36m17")
+K = np.array([[1100.0, 0, 480], [0, 1100.0, 520], [0, 0, 1]])
+DIST = (-0.2, 0.2, 0.0, 0.0, 0.0)
+SIZE = (1000, 1000)
+TINY = {
+    "DATASET.SKELETON": "h36m17",
+    "MODEL.IMAGE_SIZE": [64, 64],
+    "MODEL.DEPTH_RES": 4,
+    "MODEL.INIT_WEIGHTS": False,
+    "MODEL.EXTRA.NUM_LAYERS": 18,
+    "MODEL.EXTRA.NUM_DECONV_FILTERS": [8, 8, 8],
+}
+
+
+def people() -> torch.Tensor:
+    """Two poses in front of the camera.   (2, 17, 3) mm, camera axes"""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([350.0, 500.0, 250.0])
+    X = torch.randn(2, 17, 3, generator=generator, dtype=torch.float64).clamp(-1.5, 1.5) * spread
+    X -= X[:, :1].clone()
+    return X + torch.tensor([[[300.0, -100, 4500]], [[-900.0, 200, 6000]]])
+
+
+def camera(dist=None) -> Cameras:
+    return Cameras.make(K, np.eye(3), np.zeros(3), dist, SIZE, dtype=torch.float64)
+
+
+def square_boxes(X_cam: torch.Tensor, side_mm: float) -> list[np.ndarray]:
+    """Boxes that span `side_mm` at the depth of the root, around it."""
+    root = camera().project_cam(X_cam[:, :1])[:, 0].numpy()
+    half = 0.5 * side_mm * K[0, 0] / X_cam[:, 0, 2].numpy()
+    return [np.concatenate([c - h, c + h]) for c, h in zip(root, half, strict=True)]
+
+
+class Oracle(Task):
+    """A network that sees, in each patch, where the joints are and how deep, in the units of its training.
+
+    There, the side of a box spanned `box_mm` at the root, and the same number of px stood for 2000 mm of depth.
+    """
+
+    def __init__(self, X_cam: torch.Tensor, dist=None, size=(256, 192), box_mm=2000.0):
+        super().__init__()
+        self.X, self.x_img, self.seen = X_cam, camera(dist).project_cam(X_cam), 0
+        self.depth_unit = box_mm / 2000.0
+        self.skeleton, self.image_spec = "h36m17", ImageSpec(size)
+
+    def predict(self, batch):
+        rows = slice(self.seen, self.seen + len(batch["image"]))
+        self.seen += len(batch["image"])
+        assert batch["image"].shape[1:] == (3, *self.image_spec.size[::-1]) and batch["image"].dtype == torch.uint8
+        X, A = self.X[rows], batch["patch_from_img"].double()
+        patch_px_per_mm = A[:, 0, 0] * K[0, 0] / X[:, 0, 2]  # weak perspective: the scale at the root
+        z_px = (X[..., 2] - X[:, :1, 2]) * patch_px_per_mm[:, None] * self.depth_unit
+        return {
+            "x_img": self.x_img[rows],
+            "z_mm": z_px / batch["depth_scale"].double()[:, None],
+            "conf": torch.ones(len(X), 17),
+        }
+
+
+IMAGE = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
+
+
+@pytest.mark.parametrize("dist", [None, DIST])
+@pytest.mark.parametrize("side_mm", [1400.0, 2000.0, 3100.0])
+@pytest.mark.parametrize("box_mm", [2000.0, 2200.0])
+def test_camera_and_root_depth_give_the_true_pose_whatever_the_box(side_mm, dist, box_mm):
+    X = people()
+    predictor = Predictor(Oracle(X, dist, box_mm=box_mm), "cpu", box_mm=box_mm)
+    found = predictor.predict_boxes(IMAGE, square_boxes(X, side_mm), camera(dist), X[:, 0, 2].numpy(), batch_size=1)
+    for person, truth in zip(found, X.numpy(), strict=True):
+        np.testing.assert_allclose(person.X_cam, truth, atol=0.05)
+        np.testing.assert_allclose(person.X_root, truth - truth[0], atol=0.05)
+        assert person.assumed == () and person.X_cam.dtype == np.float32
+
+
+@pytest.mark.parametrize("box_mm", [2000.0, 2200.0])
+def test_training_boxes_give_millimetres_and_the_distance_when_only_the_camera_is_known(box_mm):
+    X = people()
+    predictor = Predictor(Oracle(X, box_mm=box_mm), "cpu", box_mm=box_mm)
+    for person, truth in zip(predictor.predict_boxes(IMAGE, square_boxes(X, box_mm), K), X.numpy(), strict=True):
+        np.testing.assert_allclose(person.X_cam, truth, atol=0.1)
+        assert len(person.assumed) == 1 and f"{box_mm:.0f} mm" in person.assumed[0]
+
+
+def test_unknown_camera_gives_the_pose_of_weak_perspective():
+    X = people()
+    found = Predictor(Oracle(X), "cpu").predict_boxes(IMAGE, square_boxes(X, 2000.0))
+    x = camera().project_cam(X)
+    expected = torch.cat([(x - x[:, :1]) * (X[:, :1, 2:] / K[0, 0]), X[..., 2:] - X[:, :1, 2:]], -1).numpy()
+    for person, truth in zip(found, expected, strict=True):
+        np.testing.assert_allclose(person.X_root, truth, atol=0.05)
+        assert any("focal length is 1000 px" in text for text in person.assumed)
+        placed = person.X_cam - person.X_root
+        np.testing.assert_allclose(placed, np.broadcast_to(person.X_cam[0], placed.shape), atol=0.01)
+        assert person.K[0, 0] == 1000
+
+
+def test_the_unit_of_an_unknown_box_can_be_set():
+    X = people()[:1]
+    (box,) = square_boxes(X, 3000.0)
+    poses = [Predictor(Oracle(X), "cpu")(IMAGE, box, box_mm=mm).X_root for mm in (None, 3000.0)]
+    np.testing.assert_allclose(poses[0] * 1.5, poses[1], rtol=1e-4, atol=0.01)
+    # depth and sides have one unit: the true box brings the true depth
+    np.testing.assert_allclose(poses[1][:, 2], (X[0, :, 2] - X[0, 0, 2]).numpy(), atol=0.05)
+
+
+def test_box_scale_of_training_widens_the_crop_only():
+    X = people()[:1]
+    (box,) = square_boxes(X, 2000.0)
+    person = Predictor(Oracle(X), "cpu", box_scale=1.25)(IMAGE, box, K)
+    np.testing.assert_allclose(person.box[2:] - person.box[:2], 1.25 * (box[2:] - box[:2]), rtol=1e-5)
+    np.testing.assert_allclose(person.X_cam[:, :2], X[0, :, :2].numpy(), rtol=0.15, atol=60)
+
+
+@pytest.mark.parametrize("box, square", [((100, 200, 200, 500), (0, 200, 300, 500)), (None, (0, 0, 1000, 1000))])
+def test_boxes_are_widened_to_squares(box, square):
+    person = Predictor(Oracle(people()[:1]), "cpu")(IMAGE, box)
+    np.testing.assert_allclose(person.box, square, atol=1e-3)
+
+
+def test_the_patch_shows_the_square():
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[40:60, 120:140] = (255, 0, 0)
+    task = Oracle(people()[:1], size=(64, 64))
+    inner, seen = task.predict, []
+    task.predict = lambda batch: (seen.append(batch), inner(batch))[1]
+    Predictor(task, "cpu")(image, (120, 40, 140, 60))
+    (batch,) = seen
+    red = batch["image"][0].float().mean((1, 2))
+    assert red[0] > 200 and red[1] == red[2] == 0
+    np.testing.assert_allclose(
+        invert(batch["patch_from_img"])[0] @ torch.tensor([32.0, 32.0, 1.0]), [130, 50], atol=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    "box", [(5, 5, 5, 9), (9, 5, 5, 9), (1, 2, 3), (2000, 0, 2100, 90), (0, 0, np.nan, 5), (-9, -9, -1, -1)]
+)
+def test_wrong_boxes_are_named(box):
+    with pytest.raises(DataError, match="box"):
+        Predictor(Oracle(people()), "cpu")(IMAGE, box)
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8)), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)])
+def test_wrong_images_are_named(image):
+    with pytest.raises(DataError, match="uint8"):
+        Predictor(Oracle(people()), "cpu")(image)
+
+
+@pytest.mark.parametrize("wrong", [{"root_depth_mm": -5}, {"box_mm": [1.0, 2.0, 3.0]}, {"camera": np.eye(4)}])
+def test_wrong_lengths_and_cameras_are_named(wrong):
+    with pytest.raises(DataError, match="expected"):
+        Predictor(Oracle(people()), "cpu").predict_boxes(IMAGE, [None, None], **wrong)
+
+
+def test_no_boxes_no_people():
+    assert Predictor(Oracle(people()), "cpu").predict_boxes(IMAGE, []) == []
+
+
+# --- a real checkpoint and the script
+
+
+def save_checkpoint(path: Path, **changes) -> Path:
+    torch.manual_seed(0)
+    cfg = defaults().with_values(TINY | changes)
+    task = build(cfg)
+    state = {
+        "format": 1,
+        "kind": "parallax",
+        "task": cfg.TASK,
+        "model": task.model.state_dict(),
+        "config": cfg.to_dict(),
+    }
+    checkpoint.save(path, state | {"image_spec": task.image_spec.to_dict(), "skeleton": task.skeleton})
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("weights") / "student.pth.tar")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.jpg"):
+        vis.save_image(tmp_path / "in" / name, rng.integers(0, 255, (80, 60, 3), dtype=np.uint8))
+    return tmp_path
+
+
+def files(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir()) if path.exists() else []
+
+
+def test_a_checkpoint_predicts_without_data_and_boxes_do_not_influence_each_other(weights, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # nothing of the repository's data/ is there
+    predictor = Predictor.from_checkpoint(weights, "cpu")
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    boxes = [(10, 10, 60, 80), None, (30, 0, 120, 90)]
+    together = predictor.predict_boxes(image, boxes)
+    for box, person in zip(boxes, together, strict=True):
+        alone = predictor(image, box)
+        np.testing.assert_allclose(person.x_img, alone.x_img, atol=1e-2)
+        np.testing.assert_allclose(person.X_root, alone.X_root, atol=0.5)
+        assert person.X_root.shape == (17, 3) and (person.X_root[0] == 0).all() and person.skeleton == H36M
+        assert ((person.x_img > person.box[:2] - 1) & (person.x_img < person.box[2:] + 1)).all()
+    assert files(tmp_path) == []
+
+
+def test_the_predictor_knows_what_the_boxes_of_the_embedded_world_span(weights):
+    ann = World(split="valid", frames=1, size=(64, 64)).annotations()
+    cameras = ann.cameras[torch.as_tensor(ann.camera).long()]
+    X_cam = cameras.to_cam(torch.as_tensor(ann.X_world[ann.pose]).double())
+    depth = X_cam[:, H36M.root_index, 2].numpy()
+    spans = (ann.box[:, 2] - ann.box[:, 0]) * depth / cameras.K[:, 0, 0].numpy()
+    np.testing.assert_allclose(spans, Predictor.from_checkpoint(weights, "cpu").box_mm, rtol=0.02)
+
+
+def test_a_network_without_depth_has_no_3d(tmp_path):
+    predictor = Predictor.from_checkpoint(save_checkpoint(tmp_path / "w.tar", **{"MODEL.HEAD": "heatmap"}), "cpu")
+    person = predictor(IMAGE[:50, :50])
+    assert person.X_root is None and person.X_cam is None and person.x_img.shape == (17, 2)
+    assert json.loads(json.dumps(person.to_dict()))["X_root"] is None
+
+
+def test_wrong_devices_and_files_are_named(weights, tmp_path):
+    with pytest.raises(ConfigError, match="abacus"):
+        Predictor.from_checkpoint(weights, "abacus")
+    with pytest.raises(WeightsError, match="none.tar"):
+        Predictor.from_checkpoint(tmp_path / "none.tar", "cpu")
+    bare = tmp_path / "bare.tar"
+    torch.save(torch.load(weights, weights_only=True)["model"], bare)
+    with pytest.raises(WeightsError, match="configuration"):
+        Predictor.from_checkpoint(bare, "cpu")
+    Predictor.from_checkpoint(bare, "cpu", config=defaults().with_values(TINY))
+
+
+def test_script_writes_four_files_per_picture(weights, folder):
+    arguments = [
+        str(folder / "in/a.png"),
+        "--checkpoint",
+        str(weights),
+        "--out",
+        str(folder / "out"),
+        "--device",
+        "cpu",
+    ]
+    assert (
+        script.main([*arguments, "--box", "5", "5", "40", "70", "--box", "20", "5", "60", "75", "--margin", "1.2"]) == 0
+    )
+    assert files(folder / "out") == ["a.json", "a.npz", "a_2d.png", "a_3d.png"]
+    record = json.loads((folder / "out/a.json").read_text())
+    assert len(record["people"]) == 2 and record["people"][0]["joints"] == list(H36M.joints)
+    np.testing.assert_allclose(record["people"][0]["box"], [22.5 - 39, 37.5 - 39, 22.5 + 39, 37.5 + 39], atol=0.01)
+    with np.load(folder / "out/a.npz") as arrays:
+        assert arrays["X_root"].shape == (2, 17, 3) and arrays["conf"].shape == (2, 17)
+        np.testing.assert_allclose(arrays["x_img"][1], record["people"][1]["x_img"], atol=1e-3)
+    before = {p.name: p.read_bytes() for p in (folder / "out").iterdir()}
+    assert script.main(arguments) == 2
+    assert {p.name: p.read_bytes() for p in (folder / "out").iterdir()} == before
+    assert script.main([*arguments, "--overwrite", "--focal", "100", "--root-depth", "4000"]) == 0
+    person = json.loads((folder / "out/a.json").read_text())["people"][0]
+    assert person["assumed"] == [] and person["K"][0][0] == 100
+
+
+def test_script_does_a_folder_and_reports_what_it_skips(weights, folder, capsys):
+    data = (folder / "in/b.jpg").read_bytes()
+    (folder / "in/cut.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "in/a.jpg").write_bytes(data)
+    arguments = [str(folder / "in"), "--checkpoint", str(weights), "--out", str(folder / "out"), "--device", "cpu"]
+    assert script.main(arguments) == 1
+    said = capsys.readouterr()
+    assert "3 done, 1 skipped" in said.out and "cut.jpg" in said.err
+    assert {name for name in files(folder / "out") if name.endswith(".json")} == {"a_jpg.json", "a_png.json", "b.json"}
+    (folder / "in/cut.jpg").write_bytes(data)
+    assert script.main(arguments) == 0
+    assert "1 done, 3 left as they were" in capsys.readouterr().out
+
+
+def test_script_takes_boxes_by_picture(weights, folder, capsys):
+    (folder / "boxes.json").write_text(json.dumps({"a.png": [[1, 1, 40, 60]], "b.jpg": [[1, 2, 3]]}))
+    arguments = ["--checkpoint", str(weights), "--out", str(folder / "out"), "--boxes", str(folder / "boxes.json")]
+    assert script.main([str(folder / "in"), *arguments]) == 1
+    assert "b.jpg" in capsys.readouterr().err and "a.json" in files(folder / "out")
+    (folder / "boxes.json").write_text(json.dumps({"zzz.png": []}))
+    assert script.main([str(folder / "in"), *arguments]) == 2
+    assert "zzz.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"picture": "none.png"}, "none.png"),
+        ({"picture": "empty"}, "holds no picture"),
+        ({"picture": "notes.txt"}, "notes.txt"),
+        ({"--checkpoint": "none.tar"}, "none.tar"),
+        ({"--checkpoint": "notes.txt"}, "notes.txt"),
+        ({"--boxes": "notes.txt"}, "notes.txt"),
+        ({"--out": "notes.txt/deep"}, "notes.txt"),
+        ({"--device": "abacus"}, "abacus"),
+    ],
+)
+def test_script_says_what_is_wrong_in_one_line(weights, folder, capsys, change, message):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "empty").mkdir()
+    values = {"picture": "in/a.png", "--checkpoint": weights, "--out": "out", "--device": "cpu"} | change
+    names = {k: v if k == "--device" else str(folder / v) for k, v in values.items()}
+    picture = names.pop("picture")
+    assert script.main([picture, *(word for pair in names.items() for word in pair)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
+    assert (folder / "notes.txt").read_text() == "mine" and files(folder / "out") == []
+
+
+def test_script_help_shows_examples_from_any_folder(tmp_path):
+    script_file = ROOT / "scripts/predict.py"
+    done = subprocess.run([sys.executable, script_file, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--box 120 80 360 560" in done.stdout and "Exit status" in done.stdout
