@@ -1,0 +1,64 @@
+"""Speed of the framework's parts beside a library function or a plain formulation of the same computation.
+
+    python scripts/benchmark.py geometry                          # triangulation: points/s, ratios, errors
+    python scripts/benchmark.py geometry --points 20000 --rounds 3       # quicker
+    python scripts/benchmark.py geometry --compile --json bench.json     # also torch.compile; numbers into a file
+    python scripts/benchmark.py geometry --check                  # exit status 1 when a target is missed
+
+All contestants run in one process, interleaved (A B C A B C ...), on one thread; what they compute is compared
+first. Numbers are medians over the rounds of processor time (wall time on other devices than the CPU). Compare
+ratios: absolute numbers depend on the machine and its other load.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.allocator import keep_heap
+from lib.errors import ParallaxError, RunError
+from lib.registry import resolve
+
+# Each names a function (args) -> harness.Report; its module may define options(parser) for arguments of its own.
+COMMANDS = {"geometry": "scripts.benchmarks.geometry:run"}
+SUMMARY = {"geometry": "triangulation beside OpenCV, batched SVD and per-point loops"}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    description, examples = __doc__.split("\n\n", 1)
+    parser = argparse.ArgumentParser(description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        sub = commands.add_parser(name, help=SUMMARY[name], description=SUMMARY[name])
+        sub.add_argument("--points", type=int, default=100_000, help="points of the batched contestants (%(default)s)")
+        sub.add_argument("--rounds", type=int, default=5, help="the median of so many rounds is given (%(default)s)")
+        sub.add_argument("--device", default=None, help="torch device of our contestants (default: the processor)")
+        sub.add_argument("--compile", action="store_true", help="also measure with torch.compile")
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE")
+        sub.add_argument("--check", action="store_true", help="exit status 1 when a target is missed")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        if args.points < 1000 or args.rounds < 1:
+            raise RunError(f"--points {args.points} --rounds {args.rounds}: expected at least 1000 points and one round")
+        if args.json and not args.json.parent.is_dir():
+            raise RunError(f"--json {args.json}: the folder {args.json.parent} does not exist; create it first")
+        report = resolve(COMMANDS, args.command, "command")(args)
+    except ParallaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.table())
+    if args.json:
+        args.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        print(f"\nwritten to {args.json}")
+    return 1 if args.check and not report.targets_met else 0
+
+
+if __name__ == "__main__":
+    keep_heap()
+    sys.exit(main())
