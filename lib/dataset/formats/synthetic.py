@@ -1,0 +1,238 @@
+"""The embedded world's own layout: plain arrays, JPEG images and checksums; nothing in it can execute.
+
+<root>/world.json                    what was generated, with checksums
+<root>/<split>/annotations.npz       the Annotations table, one array per field
+<root>/<split>/images/*.jpg
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib.dataset.annotations import Annotations
+from lib.errors import DataError
+from lib.geometry.camera import Cameras
+
+SKELETON = "h36m17"
+FORMAT = 1
+JPEG_QUALITY = 95
+CHUNK = 48  # images per piece of work; neighbours share a sequence, and so its backdrops
+PARALLEL_FROM = 400  # images; for fewer, starting processes takes longer than it saves
+CAMERA_FIELDS = tuple(f.name for f in fields(Cameras))
+PLAIN_FIELDS = tuple(f.name for f in fields(Annotations) if f.name not in ("skeleton", "cameras", "fps"))
+
+
+def read(root: str | Path, split: str) -> Annotations:
+    """One split of a world on disk.
+
+    Raises:
+        DataError: no world there, no such split, or a file that is damaged or not the one that was written.
+    """
+    root = Path(root)
+    entry = _entry(root, split)
+    path = root / split / "annotations.npz"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {_again(root, split)}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry.get("annotations_sha256"):
+        raise DataError(
+            f"{path}: the checksum is {found[:12]}..., but {root / 'world.json'} promises "
+            f"{str(entry.get('annotations_sha256'))[:12]}...: the file was cut short or changed; {_again(root, split)}"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        cameras = Cameras(*(torch.from_numpy(arrays[f"camera_{name}"]) for name in CAMERA_FIELDS))
+        plain = {name: arrays[name] for name in PLAIN_FIELDS}
+        return Annotations(skeleton=str(arrays["skeleton"]), cameras=cameras, fps=float(arrays["fps"]), **plain)
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not an annotation table of this program ({error}); {_again(root, split)}") from None
+
+
+def write(
+    ann: Annotations,
+    root: str | Path,
+    split: str,
+    image: Callable[[int], np.ndarray] | None = None,
+    origin: dict | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> None:
+    """Writes one split, under a temporary name until it is complete.
+
+    Args:
+        ann: the table; image names that do not lie under `<split>/images/` are replaced by numbered ones.
+        root: folder of the world, made if missing; splits that are there stay untouched.
+        split: its name.
+        image: i -> (H,W,3) uint8 RGB of row i of ann.images; None writes no images. With workers it must be picklable.
+        origin: plain values that tell how to make the split again, stored in world.json.
+        workers: processes that make images; 0 or 1 = this one.
+        progress: shows a bar.
+
+    Raises:
+        DataError: the split exists, the folder holds something else, or it cannot be written.
+    """
+    root = Path(root)
+    ann.check(f"annotations to be written to {root} ({split})")
+    world = manifest(root)
+    final, part = root / split, root / f".{split}.part"
+    if final.exists():
+        raise DataError(f"{final}: exists already and is never overwritten; choose another folder, or delete it first")
+    names = _image_names(ann, split)
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+        (part / "images").mkdir(parents=True)
+        digest = _write_table(ann, names, part / "annotations.npz")
+        files = [str(part.joinpath(*Path(name).parts[1:])) for name in names]
+        images = _write_images(image, files, workers, f"{root}: {split}" if progress else None) if image else None
+        entry = {"annotations_sha256": digest, "observations": len(ann), "images": images, "origin": origin}
+        world["splits"][split] = entry
+        # The manifest comes first: a split that it names but that is missing is simply made again.
+        text = root / ".world.json.part"
+        text.write_text(json.dumps(world, indent=1) + "\n")
+        os.replace(text, root / "world.json")
+        os.rename(part, final)
+    except OSError as error:
+        raise DataError(f"{final}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def manifest(root: str | Path) -> dict:
+    """The contents of world.json, or an empty manifest for a folder that is missing or empty.
+
+    Raises:
+        DataError: the folder holds something else, or world.json is damaged.
+    """
+    root, path = Path(root), Path(root) / "world.json"
+    if not path.exists():
+        strangers = sorted(p.name for p in root.iterdir() if not p.name.startswith(".")) if root.is_dir() else []
+        if strangers or root.is_file():
+            raise DataError(
+                f"{root}: not a synthetic world: it has no world.json but {', '.join(strangers[:3]) or 'is a file'}; "
+                "set DATASET.ROOT (or --root) to a new folder"
+            )
+        return {"format": FORMAT, "splits": {}}
+    try:
+        world = json.loads(path.read_text())
+        good = world["format"] == FORMAT and all(isinstance(e, dict) for e in world["splits"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise DataError(f"{path}: damaged, or of another program or version; set DATASET.ROOT to a new folder or delete {root}")
+    return world
+
+
+def check_images(root: str | Path, split: str) -> None:
+    """Raises DataError unless the split's images are all there, by number and total size."""
+    root = Path(root)
+    images = _entry(root, split).get("images")
+    if not images:
+        return
+    folder = root / split / "images"
+    sizes = [entry.stat().st_size for entry in os.scandir(folder)] if folder.is_dir() else []
+    found = {"count": len(sizes), "bytes": sum(sizes)}
+    if any(found[key] != images.get(key) for key in found):
+        raise DataError(
+            f"{folder}: holds {found['count']} images of {found['bytes']} bytes, expected {images.get('count')} of "
+            f"{images.get('bytes')}; {_again(root, split)}"
+        )
+
+
+def _entry(root: Path, split: str) -> dict:
+    if not (root / "world.json").exists():
+        raise DataError(f"{root}: no synthetic world there; run `python scripts/synth.py --root {root}`")
+    splits = manifest(root)["splits"]
+    if split not in splits:
+        known = ", ".join(splits) or "none"
+        raise DataError(f"{root}: has no split {split!r}, only {known}; set DATASET.TRAIN_SET and TEST_SET to one of them")
+    return splits[split]
+
+
+def _again(root: Path, split: str) -> str:
+    return f"delete {root / split} and run `python scripts/synth.py --root {root}`"
+
+
+def _image_names(ann: Annotations, split: str) -> list[str]:
+    """Paths of the images relative to the root: the table's own if they fit this layout."""
+    names = [name.decode() for name in ann.images]
+    kept = all(Path(n).parts[:-1] == (split, "images") and n.endswith(".jpg") for n in names) and len(set(names)) == len(names)
+    return names if kept else [f"{split}/images/{i:06d}.jpg" for i in range(len(names))]
+
+
+def _write_table(ann: Annotations, names: list[str], path: Path) -> str:
+    """Writes annotations.npz.   -> its sha256"""
+    arrays = {name: getattr(ann, name) for name in PLAIN_FIELDS} | {"images": np.array(names, dtype=bytes)}
+    arrays |= {f"camera_{name}": getattr(ann.cameras, name).numpy() for name in CAMERA_FIELDS}
+    with open(path, "xb") as file:
+        np.savez_compressed(file, skeleton=np.array(ann.skeleton), fps=np.float64(ann.fps), **arrays)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_images(image: Callable, files: list[str], workers: int, title: str | None) -> dict:
+    """Writes all images.   -> their count, total size and common sha256, which does not depend on the number of
+    workers
+    """
+    pieces = [(first, files[first : first + CHUNK]) for first in range(0, len(files), CHUNK)]
+    total, digest = 0, hashlib.sha256()
+    bar = tqdm(total=len(files), desc=title, unit="image", disable=title is None, smoothing=0.05)
+
+    def count(results) -> None:
+        nonlocal total
+        for sizes, digests in results:
+            total += sum(sizes)
+            digest.update(b"".join(digests))
+            bar.update(len(sizes))
+
+    with bar:
+        if min(workers, len(pieces)) <= 1 or len(files) < PARALLEL_FROM:
+            count(_make_images(image, piece) for piece in pieces)
+        else:
+            # Not forked from here, as the fork of a process with running threads can hang; the server imports the
+            # heavy modules once.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["torch", "cv2", "scipy.interpolate", __name__])
+            with ProcessPoolExecutor(min(workers, len(pieces)), context, _start_worker, (image,)) as pool:
+                count(pool.map(_work, pieces))
+    return {"count": len(files), "bytes": total, "sha256": digest.hexdigest()}
+
+
+def _make_images(image: Callable, piece: tuple[int, list[str]]) -> tuple[list[int], list[bytes]]:
+    """Makes and writes some images.   -> sizes and sha256 of their files"""
+    first, files = piece
+    sizes, digests = [], []
+    for i, path in enumerate(files, first):
+        done, data = cv2.imencode(".jpg", image(i)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if not done:
+            raise DataError(f"{path}: OpenCV cannot encode the image; check that it is (H, W, 3) uint8")
+        Path(path).write_bytes(data.tobytes())
+        sizes.append(data.size)
+        digests.append(hashlib.sha256(data).digest())
+    return sizes, digests
+
+
+_worker_image: list[Callable] = []  # of a worker process: what makes its images
+
+
+def _start_worker(image: Callable) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    _worker_image[:] = [image]
+
+
+def _work(piece: tuple[int, list[str]]) -> tuple[list[int], list[bytes]]:
+    return _make_images(_worker_image[0], piece)

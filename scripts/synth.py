@@ -1,0 +1,68 @@
+"""Makes the embedded world on disk, or a contact sheet of it.
+
+python scripts/synth.py --root data/synthetic
+python scripts/synth.py --root data/small --pretrain 400 --train 140 --valid 56 --size 128 128
+python scripts/synth.py --root data/panoptic --rig panoptic5 --people 3 --pretrain 0
+python scripts/synth.py --sheet world.png --overlay --split valid           (writes the picture only)
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lib.errors import ParallaxError
+from lib.tasks.world import ensure, sheet
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of the world; splits that are there are checked and kept")
+    parser.add_argument("--pretrain", type=int, default=4000, help="instants with one random camera each, 2D labels only (default 4000)")
+    parser.add_argument(
+        "--train",
+        type=int,
+        default=1000,
+        help="instants of the training subjects, seen by the whole rig (default 1000)",
+    )
+    parser.add_argument("--valid", type=int, default=200, help="instants of the held-out subjects, seen by the whole rig (default 200)")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("W", "H"), help="of the images, px (default 256 256)")
+    parser.add_argument("--rig", default="h36m", help="h36m, panoptic5, ring, ring8, ... (default h36m)")
+    parser.add_argument("--no-distortion", action="store_true", help="pinhole cameras")
+    parser.add_argument("--people", type=int, default=1, help="persons per scene (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core); the images do not depend on it")
+    parser.add_argument(
+        "--sheet",
+        metavar="FILE",
+        help="write a contact sheet (PNG) of one split instead of a world, unless --root is given too",
+    )
+    parser.add_argument("--split", default="train", choices=("train", "valid", "pretrain"), help="of the sheet (default train)")
+    parser.add_argument("--overlay", action="store_true", help="draw the exact 2D skeleton on the sheet")
+    args = parser.parse_args()
+    if not args.root and not args.sheet:
+        parser.error("give --root to make a world, or --sheet to look at one")
+    shared = {
+        "size": tuple(args.size),
+        "rig": args.rig,
+        "seed": args.seed,
+        "people": args.people,
+        "distortion": not args.no_distortion,
+    }
+    try:
+        if args.root:
+            ensure(args.root, args.pretrain, args.train, args.valid, workers=args.workers, **shared)
+            print(f"{args.root}: the world is complete")
+        if args.sheet:
+            frames = {"train": args.train, "valid": args.valid, "pretrain": args.pretrain}[args.split]
+            sheet(args.sheet, args.split, frames, overlay=args.overlay, **shared)
+            print(f"{args.sheet}: written")
+    except ParallaxError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
