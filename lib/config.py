@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -103,6 +103,8 @@ TREE = Group("", {
                        "this gain; 0 = such a head is left out, and the model's own starts fresh.", at_least(0)),
         "EXTRA": Group("The ResNet and its deconvolution head.", {
             "NUM_LAYERS": Key(50, "Depth of the ResNet.", choices=(18, 34, 50, 101, 152)),
+            "NUM_STAGES": Key(4, "Stages of the ResNet, each but the first halving the resolution; 4 as published, 3 for small "
+                              "crops.", choices=(1, 2, 3, 4)),
             "NUM_DECONV_LAYERS": Key(3, "Deconvolutions; each doubles the resolution.", at_least(0)),
             "NUM_DECONV_FILTERS": Key([256, 256, 256], "Channels of each deconvolution.", WIDTHS),
             "NUM_DECONV_KERNELS": Key([4, 4, 4], "Kernel side of each deconvolution.",
@@ -426,6 +428,22 @@ def load(file: str | os.PathLike | None, overrides: Sequence[str] = ()) -> Confi
     settings += read_arguments(SCHEMA, overrides)
     start = {dotted: key.default for dotted, key in SCHEMA.keys.items()}
     return _build(start, {}, (), settings, os.fspath(file) if file is not None else "")
+
+
+def from_dict(tree: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that `Config.to_dict` gave, as a checkpoint stores it, with {dotted: value} changes.
+
+    Raises:
+        ConfigError: a key that this version does not know, or a value it does not take.
+    """
+    def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            if isinstance(value, Mapping) and f"{prefix}{name}" not in SCHEMA.keys:  # the value of a free key is a leaf
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    return defaults().with_values({**dict(leaves(tree)), **(changes or {})})
 
 
 # ------------------------------------------------------------------------------------------------- the written form

@@ -5,7 +5,7 @@
     pose.x_img, pose.X_root, pose.conf           # px of the photo, mm from the root joint, 0..1
 
 A network that sees one crop knows shape, not size. Its unit is the side of the box: in training that is a square which
-spans a known length at the depth of the root joint (Human3.6M 2000 mm, the embedded world 2200 mm), so such a box gives
+spans a known length at the depth of the root joint (2000 mm in Human3.6M and the embedded world), so such a box gives
 millimetres. With another box (a detector's, the whole picture) the pose is right up to one factor, which `box_mm`, or
 camera and root depth together, set.
 """
@@ -18,13 +18,11 @@ import numpy as np
 import torch
 
 from lib.config import Config
-from lib.dataset.formats import FORMATS
 from lib.dataset.image import ImageSpec, read_image, warp
 from lib.engine.distributed import choose_device
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine
-from lib.registry import resolve
 from lib.skeleton import Skeleton, get
 from lib.tasks.base import Task
 from lib.tasks.restore import restore
@@ -85,8 +83,7 @@ class Predictor:
         choose_device(device)  # a mistyped device is reported before a large file is read
         task = restore(path, fallback=config)
         cfg = task.cfg.DATASET
-        box_mm = getattr(resolve(FORMATS, cfg.DATASET, key="DATASET.DATASET"), "BOX_MM", None)
-        return Predictor(task, device, cfg.DEPTH_RANGE, box_mm, cfg.BOX_SCALE)
+        return Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE)
 
     def __call__(
         self, image, box=None, camera=None, root_depth_mm: float | None = None, box_mm: float | None = None

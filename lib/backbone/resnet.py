@@ -16,39 +16,47 @@ RESNETS = {
 
 
 class ResNetTrunk(nn.Module):
-    """ResNet without pooling and classifier: `features` maps image (B,3,H,W) to (B,C,H/32,W/32), C = `out_channels`.
+    """ResNet without pooling and classifier: `features` maps image (B,3,H,W) to (B,C,H/s,W/s), C = `out_channels`, s = `stride`.
+
+    With all four stages s is 32; `stages` 3 ends at s = 16, for crops so small that the last stage would see 2x2 cells.
 
     The modules conv1, bn1, layer1..4 sit directly in the class, so that torchvision's and EpipolarPose's state dicts
     fit without renaming.
 
     Raises:
-        ConfigError: `layers` is not one of RESNETS.
+        ConfigError: `layers` is not one of RESNETS, or `stages` not one of 1..4.
     """
 
-    def __init__(self, layers: int):
+    def __init__(self, layers: int, stages: int = 4):
         super().__init__()
         if layers not in RESNETS:
             known = ", ".join(str(n) for n in RESNETS)
             raise ConfigError(f"MODEL.EXTRA.NUM_LAYERS: there is no ResNet-{layers}; expected one of {known}")
+        if stages not in (1, 2, 3, 4):
+            raise ConfigError(f"MODEL.EXTRA.NUM_STAGES: a ResNet has no {stages} stages; expected 1 to 4")
         block, counts = RESNETS[layers]
-        self.layers = layers
-        self.out_channels = 512 * block.expansion
+        self.layers, self.stages = layers, stages
+        self.stride = 2 ** (stages + 1)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(block, 64, 64, counts[0], stride=1)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, counts[1], stride=2)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, counts[2], stride=2)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, counts[3], stride=2)
+        channels = 64
+        for i, count in enumerate(counts[:stages]):
+            planes = 64 * 2**i
+            self.add_module(f"layer{i + 1}", _stage(block, channels, planes, count, stride=1 if i == 0 else 2))
+            channels = planes * block.expansion
+        self.out_channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al., ICCV 2015; only matters without ImageNet weights
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, image: Tensor) -> Tensor:
-        """Feature maps of a normalised image.    image (B,3,H,W) -> (B,C,H/32,W/32)"""
+        """Feature maps of a normalised image.    image (B,3,H,W) -> (B,C,H/stride,W/stride)"""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for i in range(self.stages):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+        return x
 
 
 def _stage(block: type[nn.Module], in_channels: int, planes: int, count: int, stride: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ HEADS = ("volume", "heatmap", "heatmap_depth")
 
 
 class PoseResNet(ResNetTrunk):
-    """Image (B,3,H,W), normalised RGB -> joint maps of size h = H/4, w = W/4 (with three deconvolutions).
+    """Image (B,3,H,W), normalised RGB -> joint maps of size h = H/4, w = W/4 (four stages, three deconvolutions).
 
     The state dict has the names and shapes of EpipolarPose's and Simple Baselines' files.
 
@@ -26,6 +26,7 @@ class PoseResNet(ResNetTrunk):
         depth_bins: D, number of depth bins.
         deconv_filters, deconv_kernels, deconv_bias: the deconvolution layers.
         final_kernel: kernel of the last convolution, 1 or 3.
+        stages: stages of the ResNet; 4 as published, 3 for crops below about 128 px, with one deconvolution less.
 
     Raises:
         ConfigError: an argument is none of the listed ones.
@@ -41,8 +42,9 @@ class PoseResNet(ResNetTrunk):
         deconv_kernels: Sequence[int] = (4, 4, 4),
         deconv_bias: bool = False,
         final_kernel: int = 1,
+        stages: int = 4,
     ):
-        super().__init__(layers)
+        super().__init__(layers, stages)
         if head not in HEADS:
             raise ConfigError(f"MODEL.HEAD: {head!r} is not one of {', '.join(HEADS)}")
         if final_kernel not in (1, 3):

@@ -1,0 +1,23 @@
+"""Tasks by name. A task is the only place where models, losses, samples and geometry meet."""
+
+from lib.config import Config
+from lib.registry import resolve
+from lib.tasks.base import Step, Task
+
+TASKS = {
+    "integral": "lib.tasks.integral:IntegralTask",
+    "epipolar": "lib.tasks.epipolar:EpipolarTask",
+}
+
+__all__ = ["TASKS", "Step", "Task", "build"]
+
+
+def build(cfg: Config) -> Task:
+    """The task that `cfg.TASK` names, on the CPU, with freshly initialised or pretrained weights; reads no data.
+
+    Raises:
+        ConfigError: an unknown task, or a key set in a section that the task does not read.
+    """
+    task_class = resolve(TASKS, cfg.TASK, key="TASK")
+    cfg.check_sections(task_class.sections, cfg.TASK)
+    return task_class(cfg)

@@ -1,0 +1,73 @@
+"""The contract between what is trained (a task) and what trains it (the engine)."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from lib.dataset.image import ImageSpec
+
+
+class Step(NamedTuple):
+    """Where training stands; all that a task learns about the engine."""
+
+    step: int  # optimizer steps done
+    epoch: int
+    progress: float  # 0 at the first step, 1 at the last
+
+
+class Task(nn.Module):
+    """How a model is trained and judged.
+
+    A task is built from the configuration alone and reads no data until `train_data` or `eval_data` is called, so that a
+    checkpoint can be turned into a predictor anywhere. The engine wraps the task itself for distributed training: one step is
+    one call of `forward`, however often that calls the model.
+    """
+
+    sections: tuple[str, ...] = ()  # configuration sections it reads; a key set in any other one is an error
+    key_metric: tuple[str, str] = ("mpjpe_mm", "min")  # what "best" means: a name of the report, and "min" or "max"
+    model: nn.Module  # what a released checkpoint contains
+    image_spec: ImageSpec | None = None  # stored with the weights
+    skeleton: str = ""  # joints of the model's output, stored with the weights
+
+    def train_data(self) -> dict[str, Dataset]:
+        """Training sets by name; the first defines the epoch, the others cycle beside it."""
+        raise NotImplementedError
+
+    def eval_data(self) -> dict[str, Dataset]:
+        """Evaluation sets by name; the first decides which weights are best."""
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, dict], step: Step) -> dict[str, Tensor]:
+        """Scalars of one step by name; "total" is minimised, the others are logged.
+
+        `batch` holds one batch per training set, under the set's name.
+        """
+        raise NotImplementedError
+
+    def predict(self, batch: dict) -> dict[str, Tensor]:
+        """Joints of a batch (B first), test-time flip included; called under no_grad."""
+        raise NotImplementedError
+
+    def evaluator(self, dataset: Dataset) -> Any:
+        """A fresh evaluator (lib/metrics/evaluator.py) for one evaluation set."""
+        raise NotImplementedError
+
+    def figures(self, batch: dict, pred: dict[str, Tensor], limit: int) -> dict[str, np.ndarray]:
+        """Pictures (H, W, 3) uint8 RGB of at most `limit` samples, by name; shown in TensorBoard and under figures/."""
+        return {}
+
+    def param_groups(self) -> list[dict]:
+        """Parameter groups of the optimizer."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def on_epoch(self, epoch: int) -> None:
+        """Called before each epoch: batch-norm momentum, stage switches."""
+
+    def extra_state(self) -> dict:
+        """What a checkpoint must keep besides the model; plain values and tensors."""
+        return {}
+
+    def load_extra_state(self, state: dict) -> None:
+        """Takes back what `extra_state` gave."""

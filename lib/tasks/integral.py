@@ -1,0 +1,252 @@
+"""Single-view pose from a person crop: 2D heatmaps, 2D integral, or the volumetric 3D integral network.
+
+Sources: Sun et al., Integral Human Pose Regression, ECCV 2018; Xiao et al., Simple Baselines, ECCV 2018; Kocabas et al.,
+EpipolarPose, CVPR 2019 (labels and evaluation protocol).
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lib import vis
+from lib.config import Config
+from lib.dataset.image import IMAGENET, ImageSpec
+from lib.dataset.samples import CropSamples
+from lib.geometry.crop import invert, transform_points
+from lib.geometry.heatmap import (
+    cells_from_patch,
+    decode_heatmap,
+    patch_from_cells,
+    render_heatmaps,
+    soft_argmax,
+    touches_map,
+)
+from lib.loss import build_joint_loss, heatmap_mse
+from lib.metrics import Keypoint2DEvaluator, PoseEvaluator
+from lib.models import MODELS
+from lib.registry import resolve
+from lib.skeleton import get
+from lib.tasks import data
+from lib.tasks.base import Step, Task
+from lib.weights.load import initialise
+
+HEATMAP_LOSS = "HeatmapMSELoss"
+
+
+def head_name(cfg: Config) -> str:
+    """The network's output: MODEL.HEAD, or what MODEL.VOLUME of the published files stands for."""
+    if cfg.MODEL.HEAD != "auto":
+        return cfg.MODEL.HEAD
+    return "volume" if cfg.MODEL.VOLUME else "heatmap_depth"
+
+
+def build_model(cfg: Config, joints: int) -> torch.nn.Module:
+    """The network of the MODEL section with fresh weights."""
+    extra = cfg.MODEL.EXTRA
+    return resolve(MODELS, cfg.MODEL.NAME, key="MODEL.NAME")(
+        layers=extra.NUM_LAYERS,
+        joints=joints,
+        head=head_name(cfg),
+        depth_bins=cfg.MODEL.DEPTH_RES,
+        deconv_filters=extra.NUM_DECONV_FILTERS[: extra.NUM_DECONV_LAYERS],
+        deconv_kernels=extra.NUM_DECONV_KERNELS[: extra.NUM_DECONV_LAYERS],
+        deconv_bias=extra.DECONV_WITH_BIAS,
+        final_kernel=extra.FINAL_CONV_KERNEL,
+        stages=extra.NUM_STAGES,
+    )
+
+
+class PoseReader:
+    """From the network's output to joints in the patch, x, y and the depth relative to the root, all in px of the patch.
+
+    One object per head and decoding, so that a frozen teacher and its student are read by the same code.
+
+    Args:
+        head: of the network, see PoseResNet.
+        patch: (width, height) of the network's input, px; the depth range is as long as the patch is wide.
+        decode: "soft" for maps of logits, else a method of decode_heatmap.
+    """
+
+    def __init__(self, head: str, patch: tuple[int, int], decode: str):
+        self.head, self.patch, self.decode = head, patch, decode
+        self.dims = 2 if head == "heatmap" else 3
+
+    def __call__(self, output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Joints and how sure the network is of each; differentiable unless heatmaps are read at their maximum.
+
+        output of the network -> x_patch (B,J,2|3) px, conf (B,J) 0..1: the largest probability, or the heatmap's peak
+        """
+        maps, depth = output if self.head == "heatmap_depth" else (output, None)
+        if self.decode == "soft":
+            cells, conf = soft_argmax(maps, maps.ndim - 2, score=True)
+        else:
+            cells, conf = decode_heatmap(maps, self.decode)
+        shape = (maps.shape[-1], maps.shape[-2])
+        if depth is not None:
+            bins = torch.arange(depth.shape[-1], dtype=cells.dtype, device=cells.device)
+            cells = torch.cat([cells, (depth.to(cells.dtype).softmax(-1) * bins).sum(-1, keepdim=True)], -1)
+            shape = (*shape, depth.shape[-1])
+        elif self.head == "volume":
+            shape = (*shape, maps.shape[-3])
+        return patch_from_cells(cells, self.patch, shape), conf.clamp(0, 1)
+
+    def normalized(self, x_patch: Tensor) -> Tensor:
+        """Px to the units of the published losses: sides of the patch, from its centre.   (...,2|3) -> same, about -0.5..0.5"""
+        width, height = self.patch
+        scale = x_patch.new_tensor([width, height, width][: x_patch.shape[-1]])
+        shift = x_patch.new_tensor([0.5, 0.5, 0.0][: x_patch.shape[-1]])
+        return x_patch / scale - shift
+
+
+class IntegralTask(Task):
+    """Supervised by joints in the crop; a sample without 3D supervises x and y alone."""
+
+    sections = ("DATASET", "MODEL", "LOSS", "TRAIN", "TEST", "DEBUG", "SYNTH")
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        self.skeleton = data.skeleton_name(cfg)
+        self.image_spec = ImageSpec(tuple(cfg.MODEL.IMAGE_SIZE), **IMAGENET)
+        self.head = head_name(cfg)
+        self.heatmap_loss = cfg.LOSS.FN == HEATMAP_LOSS
+        if self.heatmap_loss and self.head != "heatmap":
+            raise cfg.error("LOSS.FN", f"{HEATMAP_LOSS} trains MODEL.HEAD heatmap, but it is {self.head}; set one of the two")
+        self.reader = PoseReader(self.head, self.image_spec.size, self._decoding())
+        if not self.heatmap_loss:
+            self.joint_loss = build_joint_loss(cfg.LOSS.FN, cfg.LOSS.NORM, cfg.LOSS.SIZE_AVERAGE, cfg.LOSS.BETA)
+        self.model = build_model(cfg, get(self.skeleton).num)
+        initialise(self.model, cfg, self.skeleton)
+        if cfg.CHANNELS_LAST:
+            self.model.to(memory_format=torch.channels_last)
+        self.key_metric = ("mpjpe_mm", "min") if self.reader.dims == 3 else ("pck2d_percent", "max")
+        self.flip = torch.as_tensor(get(self.skeleton).flip.copy())
+
+    def _decoding(self) -> str:
+        if self.cfg.TEST.DECODE != "auto":
+            return self.cfg.TEST.DECODE
+        if not self.heatmap_loss:
+            return "soft"
+        return "quarter" if self.cfg.TEST.POST_PROCESS else "argmax"
+
+    # --- data
+
+    def train_data(self) -> dict[str, Dataset]:
+        cfg = self.cfg.DATASET
+        return {"train": self.crops(data.annotations(self.cfg, cfg.TRAIN_SET, cfg.TRAIN_FRAME), train=True)}
+
+    def eval_data(self) -> dict[str, Dataset]:
+        cfg = self.cfg.DATASET
+        return {"valid": self.crops(data.annotations(self.cfg, cfg.TEST_SET, cfg.VAL_FRAME), train=False)}
+
+    def crops(self, ann, train: bool) -> CropSamples:
+        """Person crops of annotations, augmented when they are for training."""
+        cfg = self.cfg
+        return CropSamples(
+            ann,
+            cfg.DATASET.ROOT,
+            self.image_spec,
+            augment=data.augmentation(cfg) if train else None,
+            depth_mm=cfg.DATASET.DEPTH_RANGE,
+            box_scale=cfg.DATASET.BOX_SCALE,
+            seed=cfg.SEED,
+        )
+
+    # --- training
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """Network input of images.   (B,3,H,W) uint8 RGB -> float, normalised, in the model's memory format"""
+        x = self.image_spec.normalize(image)
+        return x.contiguous(memory_format=torch.channels_last) if self.cfg.CHANNELS_LAST else x
+
+    def forward(self, batch: dict[str, dict], step: Step) -> dict[str, Tensor]:
+        b = batch["train"]
+        output = self.model(self.prepare(b["image"]))
+        if self.heatmap_loss:
+            return {"total": self.heatmap_supervision(output, b["x_patch"], b["valid"])}
+        return self.joint_supervision(output, b["x_patch"], b["valid"], b["valid_depth"])
+
+    def heatmap_supervision(self, maps: Tensor, x_patch: Tensor, valid: Tensor) -> Tensor:
+        """Mean squared error to Gaussians centred on the joints, rendered on the device.
+
+        maps (B,J,h,w), x_patch (B,J,3) px, valid (B,J) -> ()
+        """
+        height, width = maps.shape[-2:]
+        x_hm = cells_from_patch(x_patch[..., :2], self.image_spec.size, (width, height))
+        target = render_heatmaps(x_hm, valid, (width, height), self.cfg.LOSS.SIGMA)
+        inside = touches_map(x_hm, (width, height), 3 * self.cfg.LOSS.SIGMA)  # a blob wholly outside teaches nothing
+        return heatmap_mse(maps, target, valid * inside)
+
+    def joint_supervision(
+        self,
+        output: Tensor | tuple[Tensor, Tensor],
+        x_patch: Tensor,  # (B,J,3) px
+        valid: Tensor,  # (B,J)
+        valid_depth: Tensor,  # (B,J)
+    ) -> dict[str, Tensor]:
+        """Loss on the normalised joints; depth counts Z_WEIGHT times."""
+        pred = self.reader(output)[0]
+        dims = pred.shape[-1]
+        target = x_patch[..., :dims]
+        weight = torch.stack([valid, valid, valid_depth * self.cfg.DATASET.Z_WEIGHT], -1)[..., :dims]
+        losses = {"total": self.joint_loss(self.reader.normalized(pred), self.reader.normalized(target), weight)}
+        with torch.no_grad():
+            error = (pred - target).abs()
+            losses["xy_px"] = _masked_mean(error[..., :2].mean(-1), valid)
+            if dims == 3:
+                losses["depth_px"] = _masked_mean(error[..., 2], valid_depth)
+        return losses
+
+    # --- prediction
+
+    def predict(self, batch: dict) -> dict[str, Tensor]:
+        """Joints of a batch of crops.
+
+        Returns:
+            x_img (B,J,2) px, conf (B,J) 0..1 and, from a network with depth, z_mm (B,J) relative to the root; where the batch
+            knows cameras and root depths also X_cam (B,J,3) mm. As in the published protocol (Sun et al., ECCV 2018), the
+            root's depth and the camera are those of the ground truth.
+        """
+        x_patch, conf = self.predict_patch(batch["image"])
+        pred = {"conf": conf, "x_img": transform_points(invert(batch["patch_from_img"]), x_patch[..., :2])}
+        if x_patch.shape[-1] == 3:
+            pred["z_mm"] = x_patch[..., 2] / batch["depth_scale"][:, None]
+            if "camera" in batch and "root_cam" in batch:
+                depth = pred["z_mm"] + batch["root_cam"][:, None, 2]
+                pred["X_cam"] = batch["camera"].unproject_cam(pred["x_img"], depth).to(depth.dtype)
+        return pred
+
+    def predict_patch(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints in the patch and their confidence, mirrored image averaged in when TEST.FLIP_TEST.
+
+        image (B,3,H,W) uint8 -> (B,J,2|3) px, (B,J)
+        """
+        x = self.prepare(image)
+        joints, conf = self.reader(self.model(x))
+        if not self.cfg.TEST.FLIP_TEST:
+            return joints, conf
+        flip = self.flip.to(image.device)
+        mirrored, mirrored_conf = (value[:, flip] for value in self.reader(self.model(x.flip(-1))))
+        mirrored = torch.cat([self.image_spec.size[0] - 1 - mirrored[..., :1], mirrored[..., 1:]], -1)
+        return (joints + mirrored) / 2, (conf + mirrored_conf) / 2
+
+    def evaluator(self, dataset: CropSamples):
+        actions = [dataset.ann.action(row) for row in range(len(dataset.ann))]
+        if self.reader.dims == 2:
+            return Keypoint2DEvaluator(self.skeleton, actions)
+        return PoseEvaluator(self.skeleton, actions=actions, joints=self.cfg.TEST.JOINTS or None)
+
+    def figures(self, batch: dict, pred: dict[str, Tensor], limit: int):
+        rows = []
+        patch_from_img = batch["patch_from_img"][:limit].cpu()
+        x_patch = transform_points(patch_from_img, pred["x_img"][:limit].float().cpu())
+        for i in range(len(patch_from_img)):  # pictures are few and drawn one by one
+            image = batch["image"][i].permute(1, 2, 0).cpu().numpy()
+            X = pred["X_cam"][i].cpu() if "X_cam" in pred else None
+            truth = batch["X_cam"][i].cpu() if "X_cam" in pred else None
+            rows.append(vis.SheetRow(image, x_patch[i], X, truth))
+        return {"predictions": vis.pose_sheet(rows, get(self.skeleton))}
+
+
+def _masked_mean(value: Tensor, mask: Tensor) -> Tensor:
+    return (value * mask).sum() / mask.sum().clamp(min=1)

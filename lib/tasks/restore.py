@@ -1,0 +1,38 @@
+"""From a checkpoint file back to a task that can predict."""
+
+from pathlib import Path
+
+from lib.config import Config, from_dict
+from lib.errors import WeightsError
+from lib.tasks import build
+from lib.tasks.base import Task
+from lib.weights.load import load_into, read
+
+# What a checkpoint was trained from is not needed, and may not exist where it is used.
+_UNUSED = {"MODEL.PRETRAINED": "", "MODEL.RESUME": "", "MODEL.INIT_WEIGHTS": False, "MODEL.INIT_FILE": ""}
+
+
+def restore(path: str | Path, fallback: Config | None = None) -> Task:
+    """The task of a checkpoint with its weights, on the CPU, in evaluation mode; no data is read.
+
+    Args:
+        path: a checkpoint of ours, which knows its own configuration, or bare weights of any form that lib/weights reads.
+        fallback: the configuration that bare weights are built with; None = bare weights are refused.
+
+    Raises:
+        WeightsError: the file cannot be read, does not fit its model, or holds no configuration and none was given.
+    """
+    checkpoint = read(path)
+    values = checkpoint.meta.get("config")
+    if values:
+        cfg = from_dict(values, _UNUSED)
+    elif fallback is not None:
+        cfg = fallback.with_values(_UNUSED | {"TASK": "integral"})
+    else:
+        raise WeightsError(
+            f"{path}: holds weights but no configuration ({checkpoint.kind}); "
+            "give the YAML it was trained with, or use the checkpoint of a run (model_best.pth.tar)"
+        )
+    task = build(cfg)
+    load_into(task.model, checkpoint, strict=True)
+    return task.eval()

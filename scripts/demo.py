@@ -1,0 +1,193 @@
+"""Self-supervised 3D human pose in a few minutes on a laptop, without any download: what `./run demo` does.
+
+    ./run demo                      # all stages; a stage that was finished before is not repeated
+    ./run demo --fresh              # delete its trainings and start again
+
+1. world      procedural people in rooms, seen by calibrated cameras (data/synthetic-demo)
+2. pretrain   a 2D network learns joints from single images of other people: no depth, no second view
+3. student    it looks at the training images from four cameras; what the views agree on teaches a single-view 3D network
+4. twin       the same network, from the same start, on the true 3D joints
+5. table      both on people that neither has seen, beside the mean pose and the triangulated labels themselves
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lib.allocator import keep_heap  # noqa: E402
+
+CONFIGS = ROOT / "experiments" / "synthetic" / "demo"
+OUT = Path("output") / "demo"
+ROWS = ("mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm", "pck150_percent")
+# What --quick (tests, and the notebook when there is no checkpoint) changes: everything runs, nothing is learned well.
+QUICK = {
+    "SYNTH.PRETRAIN": 64, "SYNTH.TRAIN": 24, "SYNTH.VALID": 8, "SYNTH.SIZE": [96, 96], "TRAIN.MAX_STEPS": 6, "TRAIN.BATCH_SIZE": 8,
+    "TRAIN.WARMUP_STEPS": 1, "MODEL.EXTRA.NUM_DECONV_FILTERS": [16, 16, 16], "MODEL.DEPTH_RES": 8, "WORKERS": 0,
+    "EPIPOLAR.THRESHOLD_PX": 0.0,
+}  # fmt: skip
+
+
+def stage_config(stage: str, out: Path, quick: bool):
+    """The configuration of a stage with its folders below `out`."""
+    from lib.config import load
+
+    cfg = load(CONFIGS / f"{stage}.yaml")
+    changes = {"OUTPUT_DIR": str(out), "TRAIN.RESUME": True}
+    if quick:
+        changes |= QUICK | {"DATASET.ROOT": str(out / "world")}
+    start = str(stage_folder("pretrain", out) / "model_best.pth.tar")
+    if stage != "pretrain":
+        changes["MODEL.PRETRAINED"] = start
+    if stage == "student":
+        changes["EPIPOLAR.TEACHER"] = start
+    else:
+        changes.pop("EPIPOLAR.THRESHOLD_PX", None)
+    return cfg.with_values(changes)
+
+
+def stage_folder(stage: str, out: Path) -> Path:
+    return out / "synthetic" / "pose3d_resnet" / stage
+
+
+def run_stage(stage: str, out: Path, quick: bool) -> dict:
+    """Train one stage, or take what an earlier call left; -> its results.json."""
+    from lib.engine import distributed
+    from lib.engine.trainer import Trainer
+    from lib.tasks import build
+
+    cfg = stage_config(stage, out, quick)
+    world = distributed.start(cfg)
+    return Trainer(cfg, build(cfg), stage_folder(stage, out), world).fit()
+
+
+def judge(out: Path, quick: bool, results: dict[str, dict]) -> dict[str, dict]:
+    """The rows of the final table: name -> metrics on the held-out subjects."""
+    from lib.engine import distributed
+    from lib.tasks import build, data
+    from lib.tasks.baselines import label_report, mean_pose_report
+
+    cfg = stage_config("student", out, quick)
+    train, valid = (data.annotations(cfg, cfg.DATASET[name]) for name in ("TRAIN_SET", "TEST_SET"))
+    task = build(cfg).to(distributed.start(cfg).device)
+    labels = label_report(valid, task.fresh_labels(valid))
+    return {
+        "mean pose of the training set": mean_pose_report(train, valid).metrics,
+        "triangulated labels (four views)": labels.metrics,
+        "self-supervised (one view)": results["student"]["metrics"],
+        "fully supervised (one view)": results["twin"]["metrics"],
+    }
+
+
+def table(rows: dict[str, dict]) -> str:
+    """The rows as aligned text."""
+    heads = ("MPJPE mm", "PA mm", "N mm", "PCK@150 %")
+    lines = [f"{'held-out subjects':<34}" + "".join(f"{h:>11}" for h in heads)]
+    lines += [f"{name:<34}" + "".join(f"{metrics[key]:>11.1f}" for key in ROWS) for name, metrics in rows.items()]
+    return "\n".join(lines)
+
+
+def draw(out: Path, quick: bool, rows: dict[str, dict], samples: int = 8) -> list[Path]:
+    """The contact sheet of held-out people, and the curves of the trainings."""
+    import numpy as np
+
+    from lib import vis
+    from lib.dataset.image import ImageSpec
+    from lib.dataset.samples import CropSamples
+    from lib.geometry.crop import transform_points
+    from lib.skeleton import get
+    from lib.tasks import data
+
+    cfg = stage_config("student", out, quick)
+    valid = data.annotations(cfg, cfg.DATASET.TEST_SET)
+    skeleton = get(valid.skeleton)
+    found = {}
+    for stage in ("student", "twin"):
+        with np.load(stage_folder(stage, out) / "predictions.npz") as file:
+            found[stage] = {key: file[key] for key in ("ids", "X_cam", "x_img")}
+    crops = CropSamples(valid, cfg.DATASET.ROOT, ImageSpec(size=(208, 208)))
+    # One picture of each action in turn, cameras changing: not chosen by how well they came out.
+    names, first = np.unique(valid.actions[valid.sequence], return_index=True)
+    picked = [int(first[i % len(names)]) + i for i in range(min(samples, len(valid)))]
+    sheet_rows = []
+    for row in picked:
+        sample = crops[row]
+        i = int(np.flatnonzero(found["student"]["ids"] == row)[0])
+        X = {"self-supervised": found["student"]["X_cam"][i], "fully supervised": found["twin"]["X_cam"][i]}
+        truth = sample["X_cam"].numpy()
+        errors = {name: float(np.linalg.norm((x - x[:1]) - (truth - truth[:1]), axis=-1).mean()) for name, x in X.items()}
+        caption = f"{valid.subject(row)}, {valid.action(row)}, camera {valid.view[row] + 1}: " + ", ".join(
+            f"{name} {value:.0f} mm" for name, value in errors.items()
+        )
+        x_patch = transform_points(sample["patch_from_img"], sample["x_img"].new_tensor(found["student"]["x_img"][i]))
+        sheet_rows.append(vis.SheetRow(sample["image"].permute(1, 2, 0), x_patch, X, truth, caption=caption))
+    title = f"self-supervised {rows['self-supervised (one view)']['mpjpe_mm']:.0f} mm, " \
+            f"fully supervised {rows['fully supervised (one view)']['mpjpe_mm']:.0f} mm MPJPE"
+    sheet = vis.pose_sheet(sheet_rows, skeleton, title=f"People that the networks have not seen: {title}", columns=2, tile=168)
+    curves = vis.training_curves({s: stage_folder(s, out) / "metrics.jsonl" for s in ("pretrain", "student", "twin")})
+    return [vis.save_image(out / "sheet.png", sheet), vis.save_image(out / "curves.png", curves)]
+
+
+def run(out: Path, quick: bool = False) -> dict:
+    """All stages; -> what output/demo/results.json holds."""
+    start = time.perf_counter()
+    results, seconds = {}, {}
+    for stage in ("pretrain", "student", "twin"):
+        print(f"\n== {stage}: {CONFIGS.relative_to(ROOT) / stage}.yaml", flush=True)
+        results[stage] = run_stage(stage, out, quick)
+        seconds[stage] = results[stage]["seconds"]
+    rows = judge(out, quick, results)
+    pictures = draw(out, quick, rows)
+    shutil.copyfile(stage_folder("student", out) / "model_best.pth.tar", out / "student.pth.tar")
+    summary = {"rows": rows, "training_seconds": seconds, "seconds": round(time.perf_counter() - start, 1)}
+    (out / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\n{table(rows)}\n")
+    student, twin, mean = (rows[name]["mpjpe_mm"] for name in list(rows)[2:] + list(rows)[:1])
+    print(f"self-supervised / fully supervised: {student / twin:.2f}     fully supervised / mean pose: {twin / mean:.2f}")
+    print(f"took {summary['seconds']:.0f} s\n")
+    for path, what in zip(pictures, ("people, predictions, truth", "training curves"), strict=True):
+        print(f"{path}    {what}")
+    print(f"{out / 'results.json'}    all numbers")
+    return summary
+
+
+def quick_checkpoint(out: str | Path) -> Path:
+    """A checkpoint of a tiny, hardly trained student in `out`, for whoever has not run the demo; -> its path."""
+    path = Path(out) / "student.pth.tar"
+    if not path.exists():
+        run(Path(out), quick=True)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of runs, table and pictures (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="delete the trainings of an earlier call first")
+    parser.add_argument("--quick", action="store_true", help="a tiny world and a few steps: shows that it runs, not that it learns")
+    args = parser.parse_args()
+
+    from lib.errors import ParallaxError
+
+    try:
+        if args.fresh:  # only what this script makes: --out may be any folder
+            shutil.rmtree(args.out / "synthetic", ignore_errors=True)
+        run(args.out, args.quick)
+    except ParallaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("""
+What next:
+    python scripts/predict.py --help                              your own picture
+    python scripts/train.py --cfg experiments/synthetic/train-ss.yaml    the same at a larger size
+    demo.ipynb                                                    the same step by step""")
+    return 0
+
+
+if __name__ == "__main__":
+    keep_heap()
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What the pages at the top of the repository say is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "models/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not ((ROOT / page).parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_scripts_and_experiments_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:scripts/\w+\.py|experiments/[\w/-]+\.yaml|lib/[\w/]+\.py)", text))
+    assert [name for name in named if not (ROOT / name).exists() and Path(name).stem != "x"] == []
+
+
+def test_readme_lists_every_experiment():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    folder = ROOT / "experiments" / "synthetic"
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*.yaml") if not path.stem.startswith("base")]
+    assert names and [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_citation_is_complete():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= set(citation)
+    assert all({"type", "title", "authors"} <= set(reference) for reference in citation["references"])
+    assert f'version = "{citation["version"]}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_licence_is_the_declared_one():
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+    assert 'text = "MIT"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

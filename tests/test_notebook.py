@@ -1,0 +1,33 @@
+"""demo.ipynb is a clean notebook that runs from top to bottom, with a checkpoint it has to make itself."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(ROOT / "demo.ipynb", as_version=nbformat.NO_CONVERT)
+
+
+def test_notebook_is_valid_and_stored_without_outputs(notebook):
+    nbformat.validate(notebook)
+    assert notebook.nbformat == 4
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and all(not cell.outputs and cell.execution_count is None for cell in code)
+
+
+def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("PARALLAX_DEMO_DIR", str(tmp_path / "demo"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    NotebookClient(notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert len(pictures) == 2 and "mm MPJPE" in text and "fully supervised" in text
+    assert not (tmp_path / "demo").exists() and (tmp_path / "demo-quick" / "student.pth.tar").exists()

@@ -1,0 +1,336 @@
+"""Tasks on a tiny rig with known truth: labels, losses, predictions, teachers."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib.config import defaults
+from lib.dataset.formats import FORMATS
+from lib.dataset.loader import collate
+from lib.errors import ConfigError, DataError, WeightsError
+from lib.geometry.crop import invert, transform_points
+from lib.skeleton import get
+from lib.tasks import Step, build
+from lib.tasks import data as task_data
+from lib.tasks.baselines import label_report, mean_pose_report
+from lib.tasks.integral import PoseReader
+from lib.tasks.labels import Rule, make_labels, relabel, triangulate_views
+from tests import tiny_dataset
+
+ROOT_JOINT = get("h36m17").root_index
+TINY = {
+    "DATASET.SKELETON": "h36m17",
+    "MODEL.IMAGE_SIZE": [64, 64],
+    "MODEL.DEPTH_RES": 8,
+    "MODEL.INIT_WEIGHTS": False,
+    "MODEL.EXTRA.NUM_LAYERS": 18,
+    "MODEL.EXTRA.NUM_DECONV_FILTERS": [16, 16, 16],
+    "WORKERS": 0,
+}
+START = Step(0, 0, 0.0)
+
+
+@pytest.fixture
+def ann(tmp_path, monkeypatch):
+    """Four cameras, two people at three instants; `data.annotations` answers with it."""
+    table = tiny_dataset.make()
+    (tmp_path / "train").mkdir()
+    tiny_dataset.write_images(table, tmp_path)
+    monkeypatch.setattr(task_data, "annotations", lambda cfg, split, step=1: table)
+    return table
+
+
+def task_of(tmp_path, **changes):
+    return build(defaults().with_values(TINY | {"DATASET.ROOT": str(tmp_path)} | changes))
+
+
+HEADS = {
+    "volume": {},
+    "heatmap_depth": {"MODEL.HEAD": "heatmap_depth"},
+    "heatmap, integral": {"MODEL.HEAD": "heatmap"},
+    "heatmap": {"MODEL.HEAD": "heatmap", "LOSS.FN": "HeatmapMSELoss"},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_each_head_learns_one_batch(ann, tmp_path, head):
+    """Loss falls, every parameter gets a gradient, predictions and evaluators take it."""
+    task = task_of(tmp_path, **HEADS[head], **{"DATASET.FLIP": False})
+    train, valid = task.train_data()["train"], task.eval_data()["valid"]
+    batch = {"train": train.__getitems__([(i, 0) for i in range(4)])}
+    optimizer = torch.optim.Adam(task.param_groups(), 2e-3)
+    losses = []
+    for step in range(25):
+        total = task(batch, Step(step, 0, 0.0))["total"]
+        optimizer.zero_grad()
+        total.backward()
+        if step == 0:
+            without = [name for name, p in task.model.named_parameters() if p.grad is None]
+            assert not without
+        optimizer.step()
+        losses.append(total.item())
+    assert losses[-1] < 0.85 * losses[0]
+    task.eval()
+    evaluator = task.evaluator(valid)
+    with torch.no_grad():
+        for i in range(0, len(valid), 8):
+            b = valid.__getitems__(range(i, min(i + 8, len(valid))))
+            pred = task.predict(b)
+            evaluator.update(pred, b)
+    report = evaluator.compute()
+    assert task.key_metric[0] in report.metrics
+    figure = next(iter(task.figures(b, pred, 2).values()))
+    assert figure.dtype == np.uint8 and figure.ndim == 3
+
+
+def test_prediction_inverts_the_labels(ann, tmp_path, monkeypatch):
+    """A network that answers with the label gets the true camera-space pose: crop, depth scale and lens are all undone."""
+    task = task_of(tmp_path)
+    batch = task.eval_data()["valid"].__getitems__(range(8))
+    monkeypatch.setattr(task, "predict_patch", lambda image: (batch["x_patch"], torch.ones(len(image), 17)))
+    pred = task.predict(batch)
+    torch.testing.assert_close(pred["X_cam"], batch["X_cam"], atol=0.2, rtol=0)  # float32 pixels at 3 m
+    torch.testing.assert_close(pred["x_img"], batch["x_img"], atol=1e-2, rtol=0)
+
+
+def test_flip_test_averages_the_mirrored_prediction(ann, tmp_path):
+    """The answer for an image and for its mirror are mirrors of each other."""
+    task = task_of(tmp_path, **{"TEST.FLIP_TEST": True}).eval()
+    image = task.eval_data()["valid"].__getitems__(range(2))["image"]
+    with torch.no_grad():
+        (x, conf), (y, conf_mirror) = task.predict_patch(image), task.predict_patch(image.flip(-1))
+    y = y[:, task.flip]
+    y[..., 0] = 63 - y[..., 0]
+    torch.testing.assert_close(x, y, atol=1e-3, rtol=0)
+    torch.testing.assert_close(conf, conf_mirror[:, task.flip], atol=1e-4, rtol=0)
+
+
+def test_reader_normalises_as_published():
+    """zn = z / 2000 mm, xn = X / W - 0.5 (EpipolarPose): a sharp peak in a volume, read and normalised."""
+    volume = torch.full((1, 1, 8, 16, 16), -50.0)
+    volume[0, 0, 6, 4, 12] = 50.0
+    x_patch, conf = PoseReader("volume", (64, 64), "soft")(volume)
+    torch.testing.assert_close(x_patch[0, 0], torch.tensor([48.0, 16.0, (6 / 8 - 0.5) * 64]))
+    torch.testing.assert_close(PoseReader("volume", (64, 64), "soft").normalized(x_patch)[0, 0], torch.tensor([0.25, -0.25, 0.25]))
+    assert conf[0, 0] == pytest.approx(1.0)
+
+
+def test_depth_free_samples_supervise_x_and_y_alone(ann, tmp_path):
+    task = task_of(tmp_path)
+    table = tiny_dataset.replace(ann, pose=np.full_like(ann.pose, -1))
+    batch = task.crops(table, train=False).__getitems__(range(2))
+    volume = torch.randn(2, 17, 8, 16, 16, requires_grad=True)
+    losses = task.joint_supervision(volume, batch["x_patch"], batch["valid"], batch["valid_depth"])
+    shifted = task.joint_supervision(volume.roll(1, 2), batch["x_patch"], batch["valid"], batch["valid_depth"])
+    assert not batch["valid_depth"].any()
+    torch.testing.assert_close(losses["total"], shifted["total"])
+
+
+# --- labels
+
+
+METHODS = ("dlt", "weighted", "reweighted", "ransac", "optimal2", "midpoint", "median")
+
+
+@pytest.mark.parametrize("pairs", ("all", "neighbours", "consecutive"))
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_from_true_2d_are_the_truth(ann, method, pairs):
+    labels = make_labels(ann, ann.x_img, ann.conf, Rule(method, pairs, threshold_px=2.0))
+    assert labels.X_valid.all()
+    np.testing.assert_allclose(labels.X_world[labels.pose], ann.X_world[ann.pose], atol=0.1)  # x_img is float32
+
+
+def test_a_wrong_view_is_outvoted_or_the_joint_is_dropped(ann):
+    """One camera is 40 px off: RANSAC finds the truth with the other three, plain least squares drops the joint."""
+    x = ann.x_img.copy()
+    x[ann.view == 2, 5] += 40
+    robust = make_labels(ann, x, ann.conf, Rule("ransac", threshold_px=3.0))
+    plain = make_labels(ann, x, ann.conf, Rule("dlt", threshold_px=3.0))
+    np.testing.assert_allclose(robust.X_world[robust.pose], ann.X_world[ann.pose], atol=0.5)
+    assert robust.X_valid.all() and not plain.X_valid[:, 5].any() and plain.X_valid[:, :5].all()
+
+
+def test_unseen_views_take_no_part(ann):
+    """Views below the confidence limit may hold anything; with one view left there is no label."""
+    x, conf = ann.x_img.copy(), ann.conf.copy()
+    x[ann.view == 0] = 1e4
+    conf[ann.view == 0] = 0.05
+    labels = make_labels(ann, x, conf, Rule("dlt", threshold_px=2.0, min_conf=0.1))
+    np.testing.assert_allclose(labels.X_world[labels.pose], ann.X_world[ann.pose], atol=0.1)
+    assert (labels.error_px[:, 0] == 0).all()
+    conf[ann.view != 3] = 0
+    alone = make_labels(ann, x, conf, Rule("dlt"))
+    assert not alone.X_valid.any() and np.isfinite(alone.X_world).all()
+
+
+def test_points_behind_a_camera_are_no_labels():
+    cameras = tiny_dataset.rig(2)
+    behind = cameras.center.mean(0) + 50 * (cameras.center[0] - cameras.center.mean(0))
+    X = behind[None].expand(17, 3)
+    x = cameras.project(X, distort=False)[0]
+    _, valid, _ = triangulate_views(cameras.from_norm(cameras.to_norm(x, undistort=False)), torch.ones(2, 17).double(), cameras, Rule("dlt"))
+    assert not valid.any()
+
+
+def test_a_student_never_sees_the_annotated_3d(ann):
+    """Relabelling takes 3D, 2D, box and visibility from the labels; changing the truth behind them changes nothing."""
+    labels = make_labels(ann, ann.x_img, ann.conf, Rule("reweighted"))
+    lies = tiny_dataset.replace(ann, X_world=ann.X_world + 500, x_img=ann.x_img + 9, box=ann.box * 2)
+    a, b = relabel(ann, labels, ROOT_JOINT, 2000.0), relabel(lies, labels, ROOT_JOINT, 2000.0)
+    for field in ("X_world", "X_valid", "x_img", "conf", "visible", "box", "pose"):
+        np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
+    np.testing.assert_allclose(a.x_img, ann.x_img, atol=0.01)
+    center, side = (a.box[:, :2] + a.box[:, 2:]) / 2, a.box[:, 2:] - a.box[:, :2]
+    np.testing.assert_allclose(center, ann.x_img[:, ROOT_JOINT], atol=0.01)
+    depth = ann.cameras[torch.from_numpy(ann.camera.astype(np.int64))].to_cam(torch.from_numpy(ann.X_world[ann.pose]).double())[:, 0, 2]
+    np.testing.assert_allclose(side[:, 0], 2000 * 180 / depth.numpy(), rtol=1e-3)
+
+
+def test_a_person_without_a_root_label_is_left_out(ann):
+    labels = make_labels(ann, ann.x_img, ann.conf, Rule("reweighted"))
+    labels.X_valid[0, ROOT_JOINT] = False
+    assert len(relabel(ann, labels, ROOT_JOINT, 2000.0)) == len(ann) - 4
+    labels.X_valid[:, ROOT_JOINT] = False
+    with pytest.raises(DataError, match="not one person has a triangulated root; raise EPIPOLAR.THRESHOLD_PX"):
+        relabel(ann, labels, ROOT_JOINT, 2000.0)
+
+
+def test_one_camera_cannot_triangulate(ann):
+    with pytest.raises(DataError, match="no person is seen by two cameras"):
+        make_labels(ann.select(ann.view == 1), ann.x_img[ann.view == 1], ann.conf[ann.view == 1], Rule())
+
+
+# --- the self-supervised task
+
+
+def epipolar(tmp_path, **changes):
+    return task_of(tmp_path, TASK="epipolar", **{"EPIPOLAR.TEACHER": "annotation", **changes})
+
+
+@pytest.mark.parametrize("pairs", ("all", "random_neighbours"))
+def test_online_labels_are_those_of_the_augmented_crop(ann, tmp_path, pairs):
+    """Mirrored, rotated, scaled crops: the label lands where the crop shows the joint, left stays left."""
+    task = epipolar(tmp_path, **{"EPIPOLAR.LABELS": "online", "EPIPOLAR.PAIRS": pairs, "DATASET.FLIP_PROB": 0.5})
+    batch = task.train_data()["train"].__getitems__([(i, 3) for i in range(6)])
+    x_patch, valid, error = task.online_labels(batch)
+    assert batch["flipped"].any() and not batch["flipped"].all() and valid.all() and error < 0.01
+    x_img = transform_points(invert(batch["patch_from_img"].double()), x_patch[..., :2].double())
+    mirrored = batch["flipped"][..., None, None]
+    x_img = torch.where(mirrored, x_img[..., task.flip, :], x_img)
+    torch.testing.assert_close(x_img.float(), batch["x_img"], atol=0.05, rtol=0)
+    X_cam = batch["camera"].to_cam(batch["X_world"][:, None])
+    z = (X_cam[..., 2] - X_cam[..., :1, 2]) * batch["depth_scale"][..., None]
+    z = torch.where(mirrored[..., 0], z[..., task.flip], z)
+    torch.testing.assert_close(x_patch[..., 2], z, atol=0.02, rtol=0)
+    assert torch.isfinite(task({"train": batch}, START)["total"])
+
+
+def test_cached_labels_are_made_once_and_belong_to_their_options(ann, tmp_path):
+    task = epipolar(tmp_path)
+    supervised = task_of(tmp_path).train_data()["train"]
+    crops = task.train_data()["train"]
+    file = next((tmp_path / "train").glob("labels-*.npz"))
+    stamp = file.stat().st_mtime_ns
+    assert len(crops) == len(supervised)
+    np.testing.assert_allclose(crops.ann.X_world[crops.ann.pose], ann.X_world[ann.pose], atol=0.1)
+    epipolar(tmp_path).train_data()
+    assert file.stat().st_mtime_ns == stamp
+    epipolar(tmp_path, **{"EPIPOLAR.METHOD": "dlt"}).train_data()
+    assert len(list((tmp_path / "train").glob("labels-*.npz"))) == 2
+    kept = file.read_bytes()
+    with pytest.raises(DataError, match="holds labels of another teacher, rig or EPIPOLAR section"):
+        epipolar(tmp_path, **{"EPIPOLAR.METHOD": "median", "EPIPOLAR.CACHE": file.name}).train_data()
+    assert file.read_bytes() == kept
+    file.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(DataError, match="not a readable label file"):
+        epipolar(tmp_path).train_data()
+
+
+def save_checkpoint(task, path):
+    values = {"format": 1, "kind": "parallax", "model": task.model.state_dict(), "config": task.cfg.to_dict(),
+              "image_spec": task.image_spec.to_dict(), "skeleton": task.skeleton}  # fmt: skip
+    torch.save(values, path)
+    return str(path)
+
+
+def test_a_frozen_teacher_teaches_and_never_changes(ann, tmp_path):
+    teacher = task_of(tmp_path, **HEADS["heatmap"])
+    path = save_checkpoint(teacher, tmp_path / "teacher.pth.tar")
+    changes = {"EPIPOLAR.TEACHER": path, "EPIPOLAR.LABELS": "online", "EPIPOLAR.THRESHOLD_PX": 0.0, "EPIPOLAR.METHOD": "dlt"}
+    task = epipolar(tmp_path, **changes)
+    dataset = task.train_data()["train"]
+    task.train()
+    before = {k: v.clone() for k, v in task.teacher.state_dict().items()}
+    task({"train": dataset.__getitems__([(0, 0), (1, 0)])}, START)["total"].backward()
+    assert all(torch.equal(v, before[k]) for k, v in task.teacher.state_dict().items())  # running statistics as well
+    assert all(p.grad is None for p in task.teacher.parameters())
+    assert {id(p) for g in task.param_groups() for p in g["params"]} == {id(p) for p in task.model.parameters()}
+    assert not any(k.startswith("teacher") for k in task.model.state_dict())
+
+
+def test_cached_teacher_predictions_cover_every_view(ann, tmp_path):
+    teacher = task_of(tmp_path, **HEADS["heatmap"])
+    path = save_checkpoint(teacher, tmp_path / "teacher.pth.tar")
+    task = epipolar(tmp_path, **{"EPIPOLAR.TEACHER": path})
+    x_img, conf = task.teacher_predictions(ann)
+    b = teacher.eval().crops(ann, train=False).__getitems__(range(len(ann)))
+    with torch.no_grad():
+        expected = teacher.predict(b)["x_img"]
+    np.testing.assert_allclose(x_img, expected, atol=1e-3)
+    assert conf.shape == ann.conf.shape
+
+
+BAD = {
+    "student without depth": ({"MODEL.HEAD": "heatmap"}, ConfigError, "MODEL.HEAD: is heatmap, but the student"),
+    "no teacher": ({"EPIPOLAR.TEACHER": ""}, ConfigError, "EPIPOLAR.TEACHER: is empty; give the checkpoint"),
+    "teacher is missing": ({"EPIPOLAR.TEACHER": "nowhere.pth.tar"}, WeightsError, "nowhere.pth.tar"),
+    "joints do not fit": ({"MODEL.NUM_JOINTS": 16}, ConfigError, "is 16, but skeleton h36m17 has 17 joints; set it to 17"),
+    "heatmap loss on a volume": ({"LOSS.FN": "HeatmapMSELoss"}, ConfigError, "HeatmapMSELoss trains MODEL.HEAD heatmap"),
+    "unknown network": ({"MODEL.NAME": "pose3d_resnett"}, ConfigError, "did you mean pose3d_resnet?"),
+    "unknown skeleton": ({"DATASET.SKELETON": "h36m71"}, ConfigError, "h36m17"),
+    "unknown format": ({"DATASET.DATASET": "syntetic", "DATASET.SKELETON": ""}, ConfigError, "did you mean synthetic?"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_one_clear_error(ann, tmp_path, case):
+    changes, error, text = BAD[case]
+    with pytest.raises(error, match=text.replace("?", r"\?")):
+        epipolar(tmp_path, **changes).train_data()
+    assert not list(tmp_path.rglob("labels-*"))
+
+
+def test_a_teacher_of_another_crop_size_is_refused_online(ann, tmp_path):
+    path = save_checkpoint(task_of(tmp_path, **HEADS["heatmap"], **{"MODEL.IMAGE_SIZE": [96, 96]}), tmp_path / "teacher.pth.tar")
+    with pytest.raises(ConfigError, match="MODEL.IMAGE_SIZE: is .64, 64., but the teacher"):
+        epipolar(tmp_path, **{"EPIPOLAR.TEACHER": path, "EPIPOLAR.LABELS": "online"}).train_data()
+
+
+# --- what the results are compared with
+
+
+def test_mean_pose_and_label_reports_by_hand(ann):
+    """True labels score 0; the mean pose scores the mean distance to the mean, computed here per row."""
+    labels = make_labels(ann, ann.x_img, ann.conf, Rule("reweighted"))
+    report = label_report(ann, labels)
+    assert report.metrics["mpjpe_mm"] < 0.1 and report.metrics["labels_kept_percent"] == 100
+    poses = []
+    for row in range(len(ann)):
+        X = ann.cameras[int(ann.camera[row])].to_cam(torch.from_numpy(ann.X_world[ann.pose[row]]).double())
+        poses.append((X - X[ROOT_JOINT]).numpy())
+    poses = np.stack(poses)
+    expected = np.linalg.norm(poses - poses.mean(0), axis=-1).mean()
+    assert mean_pose_report(ann, ann).metrics["mpjpe_mm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_formats_name_their_skeleton():
+    from importlib import import_module
+
+    for name, module in FORMATS.items():
+        assert get(import_module(module).SKELETON).num > 0, name
+
+
+def test_collate_takes_samples_of_any_task(ann, tmp_path):
+    dataset = task_of(tmp_path).train_data()["train"]
+    batch = collate([dataset[0], dataset[1]])
+    assert batch["image"].shape == (2, 3, 64, 64)
