@@ -180,6 +180,7 @@ TREE = Group("", {
         "VALID": Key(200, "Instants of the evaluated split, of other subjects.", at_least(0)),
         "SIZE": Key([256, 256], "Width and height of the images, in pixels.", PICTURE_SIZE),
         "RIG": Key("h36m", "Arrangement of the cameras: h36m, panoptic5, ring, or ring and their number."),
+        "OBJECTS": Key(True, "Put boxes and pillars into the rooms, which hide parts of the people now and then."),
         "SEED": Key(0, "Seed of the world.", at_least(0)),
     }),
 })

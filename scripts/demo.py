@@ -6,15 +6,18 @@
 1. world      procedural people in rooms, seen by calibrated cameras (data/synthetic-demo)
 2. pretrain   a 2D network learns joints from single images of other people: no depth, no second view
 3. student    it looks at the training images from four cameras; what the views agree on teaches a single-view 3D network
-4. twin       the same network, from the same start, on the true 3D joints
+4. twin       the same network, from the same start, on the true 3D joints (at the same time as 3)
 5. table      both on people that neither has seen, beside the mean pose and the triangulated labels themselves
 """
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,9 +31,16 @@ ROWS = ("mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm", "pck150_percent")
 # What --quick (tests, and the notebook when there is no checkpoint) changes: everything runs, nothing is learned well.
 QUICK = {
     "SYNTH.PRETRAIN": 64, "SYNTH.TRAIN": 24, "SYNTH.VALID": 8, "SYNTH.SIZE": [96, 96], "TRAIN.MAX_STEPS": 6, "TRAIN.BATCH_SIZE": 8,
-    "TRAIN.WARMUP_STEPS": 1, "MODEL.EXTRA.NUM_DECONV_FILTERS": [16, 16, 16], "MODEL.DEPTH_RES": 8, "WORKERS": 0,
+    "TRAIN.WARMUP_STEPS": 1, "MODEL.EXTRA.NUM_DECONV_FILTERS": [16, 16], "MODEL.DEPTH_RES": 8,
     "EPIPOLAR.THRESHOLD_PX": 0.0,
 }  # fmt: skip
+
+
+NEXT = """
+What next:
+    python scripts/predict.py --help                                      your own picture
+    python scripts/train.py --cfg experiments/synthetic/train-ss.yaml     the same at a larger size
+    demo.ipynb                                                            the same step by step"""
 
 
 def stage_config(stage: str, out: Path, quick: bool):
@@ -55,15 +65,40 @@ def stage_folder(stage: str, out: Path) -> Path:
     return out / "synthetic" / "pose3d_resnet" / stage
 
 
-def run_stage(stage: str, out: Path, quick: bool) -> dict:
+def run_stage(stage: str, out: Path, quick: bool, threads: int = 0) -> dict:
     """Train one stage, or take what an earlier call left; -> its results.json."""
-    from lib.engine import distributed
-    from lib.engine.trainer import Trainer
-    from lib.tasks import build
+    from lib.engine import commands
 
-    cfg = stage_config(stage, out, quick)
-    world = distributed.start(cfg)
-    return Trainer(cfg, build(cfg), stage_folder(stage, out), world).fit()
+    return commands.train(stage_config(stage, out, quick).with_values({"THREADS": threads}))
+
+
+@contextmanager
+def beside(stage: str, out: Path, threads: int):
+    """Train a stage in a process of its own while the body runs, and wait for it."""
+    path = out / f"{stage}.log"
+    command = [sys.executable, __file__, "--stage", stage, "--out", str(out), "--threads", str(threads)]
+    with path.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            yield
+        finally:
+            code = process.wait()  # Ctrl-C reaches it as well: it saves and ends
+    if code:
+        from lib.errors import RunError
+
+        tail = "".join(path.read_text().splitlines(keepends=True)[-5:])
+        raise RunError(f"stage {stage} ended with status {code}; its output is in {path}, and ends:\n{tail}")
+
+
+def train_pair(out: Path, quick: bool) -> dict[str, dict]:
+    """Student and twin side by side, each on half of the cores: small steps use one core better than two."""
+    if quick or (stage_folder("twin", out) / "final_state.pth.tar").exists():
+        return {stage: run_stage(stage, out, quick) for stage in ("student", "twin")}
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    print(f"   (and beside it the fully supervised twin, {CONFIGS.relative_to(ROOT) / 'twin.yaml'}; its output: {out / 'twin.log'})")
+    with beside("twin", out, threads):
+        student = run_stage("student", out, quick, threads)
+    return {"student": student, "twin": run_stage("twin", out, quick)}
 
 
 def judge(out: Path, quick: bool, results: dict[str, dict]) -> dict[str, dict]:
@@ -136,11 +171,12 @@ def draw(out: Path, quick: bool, rows: dict[str, dict], samples: int = 8) -> lis
 def run(out: Path, quick: bool = False) -> dict:
     """All stages; -> what output/demo/results.json holds."""
     start = time.perf_counter()
-    results, seconds = {}, {}
-    for stage in ("pretrain", "student", "twin"):
-        print(f"\n== {stage}: {CONFIGS.relative_to(ROOT) / stage}.yaml", flush=True)
-        results[stage] = run_stage(stage, out, quick)
-        seconds[stage] = results[stage]["seconds"]
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"\n== pretrain: {CONFIGS.relative_to(ROOT) / 'pretrain.yaml'}", flush=True)
+    results = {"pretrain": run_stage("pretrain", out, quick)}
+    print(f"\n== student: {CONFIGS.relative_to(ROOT) / 'student.yaml'}", flush=True)
+    results |= train_pair(out, quick)
+    seconds = {stage: result["seconds"] for stage, result in results.items()}
     rows = judge(out, quick, results)
     pictures = draw(out, quick, rows)
     shutil.copyfile(stage_folder("student", out) / "model_best.pth.tar", out / "student.pth.tar")
@@ -164,30 +200,26 @@ def quick_checkpoint(out: str | Path) -> Path:
     return path
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of runs, table and pictures (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete the trainings of an earlier call first")
     parser.add_argument("--quick", action="store_true", help="a tiny world and a few steps: shows that it runs, not that it learns")
+    parser.add_argument("--stage", choices=("pretrain", "student", "twin"), help="train this stage alone")
+    parser.add_argument("--threads", type=int, default=0, help="threads of --stage; 0 = torch's choice")
     args = parser.parse_args()
 
-    from lib.errors import ParallaxError
+    from lib.engine import commands
 
-    try:
-        if args.fresh:  # only what this script makes: --out may be any folder
-            shutil.rmtree(args.out / "synthetic", ignore_errors=True)
-        run(args.out, args.quick)
-    except ParallaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("""
-What next:
-    python scripts/predict.py --help                              your own picture
-    python scripts/train.py --cfg experiments/synthetic/train-ss.yaml    the same at a larger size
-    demo.ipynb                                                    the same step by step""")
-    return 0
+    if args.fresh:  # only what this script makes: --out may be any folder
+        shutil.rmtree(args.out / "synthetic", ignore_errors=True)
+    if args.stage:
+        commands.run(lambda: run_stage(args.stage, args.out, args.quick, args.threads))
+        return
+    commands.run(lambda: run(args.out, args.quick))
+    print(NEXT)
 
 
 if __name__ == "__main__":
     keep_heap()
-    sys.exit(main())
+    main()

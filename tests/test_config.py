@@ -340,3 +340,10 @@ def test_the_reference_page_is_up_to_date():
     page = (ROOT / "docs" / "config.md").read_text()
     assert page == config.reference(), "run: python -m lib.config > docs/config.md"
     assert all(f"`{dotted}`" in page for dotted in config.SCHEMA.keys)
+
+
+def test_every_key_is_read_somewhere():
+    """A key that nothing reads promises what it does not do; such names belong into LEGACY."""
+    code = "\n".join(p.read_text() for folder in ("lib", "scripts") for p in (ROOT / folder).rglob("*.py") if p.name != "config.py")
+    unread = [key for key in defaults().flat() if not re.search(rf"\b{key.rpartition('.')[2]}\b", code)]
+    assert not unread

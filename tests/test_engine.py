@@ -166,8 +166,10 @@ def test_evaluating_more_often_does_not_change_training(tmp_path):
             torch.rand(5)
 
     often = fit(tmp_path / "a", task_class=Drawing)[0]
-    seldom = fit(tmp_path / "b", "TRAIN.EVAL_EVERY", 3)[0]
-    assert_equal(weights(often), weights(seldom))
+    for every in (3, 0):  # 0: only at the end
+        seldom = fit(tmp_path / f"b{every}", "TRAIN.EVAL_EVERY", every)[0]
+        assert_equal(weights(often), weights(seldom))
+        assert seldom.evaluated_step == seldom.step
 
 
 def test_accumulated_batches_are_one_big_batch(tmp_path):

@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 YAMLS = sorted(p for p in (ROOT / "experiments" / "synthetic").rglob("*.yaml") if not p.stem.startswith("base"))
 SMALL = {
     "SYNTH.PRETRAIN": 16, "SYNTH.TRAIN": 6, "SYNTH.VALID": 2, "SYNTH.SIZE": [96, 96], "MODEL.IMAGE_SIZE": [64, 64], "MODEL.DEPTH_RES": 8,
-    "MODEL.EXTRA.NUM_LAYERS": 18, "MODEL.EXTRA.NUM_DECONV_FILTERS": [8, 8, 8], "TRAIN.BATCH_SIZE": 4, "TRAIN.MAX_STEPS": 1,
+    "MODEL.EXTRA.NUM_LAYERS": 18, "MODEL.EXTRA.NUM_STAGES": 3, "MODEL.EXTRA.NUM_DECONV_LAYERS": 2,
+    "MODEL.EXTRA.NUM_DECONV_FILTERS": [8, 8], "MODEL.EXTRA.NUM_DECONV_KERNELS": [4, 4], "TRAIN.BATCH_SIZE": 4, "TRAIN.MAX_STEPS": 1,
     "TRAIN.WARMUP_STEPS": 0, "TEST.BATCH_SIZE": 4, "WORKERS": 0, "MODEL.INIT_WEIGHTS": False,
 }  # fmt: skip
 

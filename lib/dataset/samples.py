@@ -25,7 +25,7 @@ from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine, transform_points
 from lib.registry import unknown
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("parallax")
 
 
 class _Crops(Dataset):

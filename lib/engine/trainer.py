@@ -172,7 +172,8 @@ class Trainer:
     def evaluation_due(self) -> bool:
         """True at the end of training and of every EVAL_EVERY-th epoch, until the weights of that step were judged."""
         every = self.cfg.TRAIN.EVAL_EVERY * self.steps_per_epoch
-        return self.step != self.evaluated_step and (self.step >= self.total_steps or self.step % every == 0)
+        in_between = every > 0 and self.step % every == 0
+        return self.step != self.evaluated_step and (self.step >= self.total_steps or in_between)
 
     def _exchanging(self, last: bool):
         """Ranks exchange gradients once a step, with its last part."""

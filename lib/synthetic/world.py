@@ -33,7 +33,7 @@ PRETRAIN_LENGTH = 4  # instants of a `pretrain` sequence, all before one camera
 PAIRS = 1_000_000  # rays times solids that are intersected at once for joint visibility: some 100 MB
 MAX_LENGTH = 25  # instants of another sequence, unless asked for longer ones
 BOX_MM = 2000.0  # side of the crop box around the pelvis, as in Human3.6M: DATASET.DEPTH_RANGE, so that px and depth share a scale
-BOX_2D = 1.25  # side of the box of 2D-only rows, in extents of the joints, as is customary for MPII
+BOX_2D = 1.18  # side of the box of 2D-only rows, in statures: MPII gives a person's scale as the height of the body, not of the pose
 # How deep a joint lies below the skin at most, in statures: a surface further in front hides it.
 JOINT_DEPTH = {
     **{"pelvis": 0.100, "hip": 0.095, "knee": 0.046, "ankle": 0.042, "spine": 0.100, "thorax": 0.110},
@@ -319,13 +319,14 @@ class World:
         x_img, z = x_img.numpy().reshape(views, T, M, J, 2), z.numpy().reshape(views, T, M, J)
         visible = inside & self._unhidden(sequence, cams, x_norm, z)
         if self.split == "pretrain":
-            box = _extent_box(x_img)
+            side = BOX_2D * np.array([person.body.height for person in sequence.people])
             pose = np.full((views, T, M), -1)
             X_world = np.zeros((0, J, 3))
         else:
-            box = self._pelvis_box(cams, X[..., 0, :]).reshape(views, T, M, 4)
+            side = np.full(M, BOX_MM)
             pose = np.broadcast_to((self.first[s] * M + np.arange(T * M)).reshape(1, T, M), (views, T, M))
             X_world = sequence.joints.reshape(T * M, J, 3)
+        box = _pelvis_box(cams, X[..., 0, :], np.tile(side, T)).reshape(views, T, M, 4)
 
         seen = np.swapaxes(inside.any(-1), 0, 1).reshape(-1)  # a person outside the image has no row
 
@@ -372,15 +373,6 @@ class World:
             clear &= np.stack(near).reshape(z.shape) >= z - np.minimum(sequence.depth, 30)
         return clear
 
-    def _pelvis_box(self, cams: Cameras, pelvis: torch.Tensor) -> np.ndarray:
-        """The image of a square of BOX_MM around the pelvis, facing the camera.   pelvis (1,N,3) -> (V,N,4) px"""
-        center = cams.to_cam(pelvis[:, :, None])  # (V,N,1,3)
-        center = center.where(center[..., 2:] > NEAR, torch.nan)  # no box where the pelvis is behind the camera
-        corner = torch.tensor([[-1.0, -1, 0], [1, 1, 0]], dtype=center.dtype) * (BOX_MM / 2)
-        middle = cams.project_cam(center, True)
-        half = torch.diagonal(cams.K, dim1=-2, dim2=-1)[..., None, :2] * corner[:, :2] / center[..., 2:]
-        return (middle + half).flatten(-2).numpy()
-
 
 def joint_depth(body: Body) -> np.ndarray:
     """How deep the joints of a body lie below its skin at most.   -> (17,) mm"""
@@ -388,11 +380,14 @@ def joint_depth(body: Body) -> np.ndarray:
     return np.array([JOINT_DEPTH[p] * body.height * (body.girth if p in TRUNK else 1.0) for p in parts])
 
 
-def _extent_box(x_img: np.ndarray) -> np.ndarray:
-    """Square boxes around joints.   (...,J,2) px -> (...,4)"""
-    low, high = x_img.min(-2), x_img.max(-2)
-    half = BOX_2D / 2 * (high - low).max(-1, keepdims=True)
-    return np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half], -1)
+def _pelvis_box(cams: Cameras, pelvis: torch.Tensor, side: np.ndarray) -> np.ndarray:
+    """The images of squares around pelvises, facing the camera.   pelvis (1,N,3) mm, side (N,) mm -> (V,N,4) px"""
+    center = cams.to_cam(pelvis[:, :, None])  # (V,N,1,3)
+    center = center.where(center[..., 2:] > NEAR, torch.nan)  # no box where the pelvis is behind the camera
+    corner = torch.tensor([[-1.0, -1], [1, 1]], dtype=center.dtype) * torch.from_numpy(side / 2)[:, None, None]  # (N,2,2)
+    middle = cams.project_cam(center, True)
+    half = torch.diagonal(cams.K, dim1=-2, dim2=-1)[..., None, :2] * corner / center[..., 2:]
+    return (middle + half).flatten(-2).numpy()
 
 
 def _places(acts: list[str], rng: np.random.Generator) -> list[tuple[float, float]]:

@@ -39,6 +39,7 @@ def annotations(cfg: Config, split: str, step: int = 1) -> Annotations:
             size=tuple(cfg.SYNTH.SIZE),
             rig=cfg.SYNTH.RIG,
             seed=cfg.SYNTH.SEED,
+            objects=cfg.SYNTH.OBJECTS,
         )
     ann = load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton_name(cfg))
     return ann.protocol(cfg.DATASET.SUBJECTS, step, cfg.DATASET.VIEWS)
