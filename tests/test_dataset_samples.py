@@ -243,7 +243,7 @@ def test_neighbours_in_human36m_are_the_sides_of_the_room():
 def test_instants_that_lack_a_view_are_left_out_and_counted(world, caplog):
     ann, root = world
     ann = ann.select(np.delete(np.arange(len(ann)), [2, 9]))  # frames 0 and 2 of sequence 0 lose a view
-    with caplog.at_level("INFO", logger="lib.dataset"):
+    with caplog.at_level("INFO", logger="parallax"):
         assert len(ViewSamples(ann, root, SPEC)) == 4
     assert "left out 2 of 6 instants" in caplog.text
     assert len(ViewSamples(ann, root, SPEC, pairs="consecutive")) == 4 * 3 + 1 + 1

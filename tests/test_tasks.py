@@ -168,7 +168,8 @@ def test_points_behind_a_camera_are_no_labels():
     behind = cameras.center.mean(0) + 50 * (cameras.center[0] - cameras.center.mean(0))
     X = behind[None].expand(17, 3)
     x = cameras.project(X, distort=False)[0]
-    _, valid, _ = triangulate_views(cameras.from_norm(cameras.to_norm(x, undistort=False)), torch.ones(2, 17).double(), cameras, Rule("dlt"))
+    x = cameras.from_norm(cameras.to_norm(x, undistort=False))
+    _, valid, _ = triangulate_views(x, torch.ones(2, 17).double(), cameras, Rule("dlt"))
     assert not valid.any()
 
 
