@@ -94,7 +94,7 @@ def train_pair(out: Path, quick: bool) -> dict[str, dict]:
     """Student and twin side by side, each on half of the cores: small steps use one core better than two."""
     if quick or (stage_folder("twin", out) / "final_state.pth.tar").exists():
         return {stage: run_stage(stage, out, quick) for stage in ("student", "twin")}
-    threads = max(1, (os.cpu_count() or 1) // 2)
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
     print(f"   (and beside it the fully supervised twin, {CONFIGS.relative_to(ROOT) / 'twin.yaml'}; its output: {out / 'twin.log'})")
     with beside("twin", out, threads):
         student = run_stage("student", out, quick, threads)
@@ -164,7 +164,11 @@ def draw(out: Path, quick: bool, rows: dict[str, dict], samples: int = 8) -> lis
     title = f"self-supervised {rows['self-supervised (one view)']['mpjpe_mm']:.0f} mm, " \
             f"fully supervised {rows['fully supervised (one view)']['mpjpe_mm']:.0f} mm MPJPE"
     sheet = vis.pose_sheet(sheet_rows, skeleton, title=f"People that the networks have not seen: {title}", columns=2, tile=168)
-    curves = vis.training_curves({s: stage_folder(s, out) / "metrics.jsonl" for s in ("pretrain", "student", "twin")})
+    logs = {stage: stage_folder(stage, out) / "metrics.jsonl" for stage in ("pretrain", "student", "twin")}
+    first = vis.training_curves({"pretrain": logs.pop("pretrain")}, ["train/total"], title="2D pretraining")
+    pair = vis.training_curves(logs, ["train/xy_px", "train/depth_px"], title="3D: mean error in px of the crop, against its own labels")
+    height = min(len(first), len(pair))
+    curves = np.concatenate([first[:height], pair[:height]], 1)
     return [vis.save_image(out / "sheet.png", sheet), vis.save_image(out / "curves.png", curves)]
 
 

@@ -46,6 +46,8 @@ class EpipolarTask(IntegralTask):
         super().__init__(cfg)
         if self.reader.dims != 3:
             raise cfg.error("MODEL.HEAD", f"is {self.head}, but the student of TASK epipolar needs depth; set it to volume")
+        if cfg.EPIPOLAR.METHOD == "ransac" and cfg.EPIPOLAR.PAIRS != "all" and not self.online:
+            raise cfg.error("EPIPOLAR.PAIRS", f"is {cfg.EPIPOLAR.PAIRS}, but METHOD ransac chooses its views itself; set PAIRS all")
         self.teacher: Task | None = None
 
     @property
@@ -207,8 +209,8 @@ class EpipolarTask(IntegralTask):
         mirrored = b["flipped"][..., None].bool()
         label = torch.where(mirrored[..., None], label[..., flip, :], label)
         valid = torch.where(mirrored, valid[..., flip], valid)
-        used = error > 0
-        return label.float(), valid.float(), (error.sum() / used.sum().clamp(min=1)).float()
+        used = (error > 0) & error.isfinite()  # 0: not used, inf: behind the camera
+        return label.float(), valid.float(), (error.where(used, 0.0).sum() / used.sum().clamp(min=1)).float()
 
     def see(self, b: dict) -> tuple[Tensor, Tensor]:
         """The teacher's joints in the full images.   -> (B,V,J,2) px, (B,V,J)"""
