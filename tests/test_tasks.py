@@ -13,7 +13,7 @@ from lib.skeleton import get
 from lib.tasks import Step, build
 from lib.tasks import data as task_data
 from lib.tasks.baselines import label_report, mean_pose_report
-from lib.tasks.integral import PoseReader
+from lib.tasks.integral import PoseReader, mirror
 from lib.tasks.labels import Rule, make_labels, relabel, triangulate_views
 from tests import tiny_dataset
 
@@ -93,16 +93,20 @@ def test_prediction_inverts_the_labels(ann, tmp_path, monkeypatch):
     torch.testing.assert_close(pred["x_img"], batch["x_img"], atol=1e-2, rtol=0)
 
 
-def test_flip_test_averages_the_mirrored_prediction(ann, tmp_path):
-    """The answer for an image and for its mirror are mirrors of each other."""
+def test_flip_test_undoes_the_mirror_of_the_crop(ann, tmp_path, monkeypatch):
+    """The second look is the crop that training mirrors, to the pixel; its joints come back to where the first look has them."""
     task = task_of(tmp_path, **{"TEST.FLIP_TEST": True}).eval()
-    image = task.eval_data()["valid"].__getitems__(range(2))["image"]
-    with torch.no_grad():
-        (x, conf), (y, conf_mirror) = task.predict_patch(image), task.predict_patch(image.flip(-1))
-    y = y[:, task.flip]
-    y[..., 0] = 63 - y[..., 0]
-    torch.testing.assert_close(x, y, atol=1e-3, rtol=0)
-    torch.testing.assert_close(conf, conf_mirror[:, task.flip], atol=1e-4, rtol=0)
+    plain = task.eval_data()["valid"].__getitems__(range(4))
+    train = task_of(tmp_path, **dict.fromkeys(("DATASET.SCALE_FACTOR", "DATASET.ROT_FACTOR", "DATASET.COLOR_FACTOR"), 0.0),
+                    **{"DATASET.FLIP_PROB": 1.0}).train_data()["train"]  # fmt: skip
+    flipped = train.__getitems__(range(4))
+    difference = (mirror(plain["image"]).int() - flipped["image"].int()).abs()
+    assert difference[..., 1:].max() <= 2  # interpolation rounds to grey levels; column 0 lies outside the plain crop
+    looks = iter([plain, flipped])
+    monkeypatch.setattr(task, "reader", lambda output: (next(looks)["x_patch"], torch.full((4, 17), 0.5)))
+    x_patch, conf = task.predict_patch(plain["image"])
+    torch.testing.assert_close(x_patch, plain["x_patch"], atol=1e-3, rtol=0)
+    assert (conf == 0.5).all()
 
 
 def test_reader_normalises_as_published():
