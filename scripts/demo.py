@@ -11,6 +11,7 @@
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -146,9 +147,11 @@ def draw(out: Path, quick: bool, rows: dict[str, dict], samples: int = 8) -> lis
         with np.load(stage_folder(stage, out) / "predictions.npz") as file:
             found[stage] = {key: file[key] for key in ("ids", "X_cam", "x_img")}
     crops = CropSamples(valid, cfg.DATASET.ROOT, ImageSpec(size=(208, 208)))
-    # One picture of each action in turn, cameras changing: not chosen by how well they came out.
-    names, first = np.unique(valid.actions[valid.sequence], return_index=True)
-    picked = [int(first[i % len(names)]) + i for i in range(min(samples, len(valid)))]
+    # One picture of each action in turn, people and cameras changing: not chosen by how well they came out.
+    actions = valid.actions[valid.sequence]
+    count = min(samples, len(valid))
+    groups = [np.flatnonzero(actions == name) for name in np.unique(actions)]
+    picked = [int(rows[(2 * i + 1) * len(rows) // (2 * count)]) for i, rows in zip(range(count), itertools.cycle(groups), strict=False)]
     sheet_rows = []
     for row in picked:
         sample = crops[row]

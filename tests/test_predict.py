@@ -22,20 +22,13 @@ from lib.synthetic.world import World
 from lib.tasks import build
 from lib.tasks.base import Task
 from scripts import predict as script
+from tests.tiny_dataset import NETWORK
 
 ROOT = Path(__file__).resolve().parents[1]
 H36M = get("h36m17")
 K = np.array([[1100.0, 0, 480], [0, 1100.0, 520], [0, 0, 1]])
 DIST = (-0.2, 0.2, 0.0, 0.0, 0.0)
 SIZE = (1000, 1000)
-TINY = {
-    "DATASET.SKELETON": "h36m17",
-    "MODEL.IMAGE_SIZE": [64, 64],
-    "MODEL.DEPTH_RES": 4,
-    "MODEL.INIT_WEIGHTS": False,
-    "MODEL.EXTRA.NUM_LAYERS": 18,
-    "MODEL.EXTRA.NUM_DECONV_FILTERS": [8, 8, 8],
-}
 
 
 def people() -> torch.Tensor:
@@ -189,7 +182,7 @@ def test_no_boxes_no_people():
 
 def save_checkpoint(path: Path, **changes) -> Path:
     torch.manual_seed(0)
-    cfg = defaults().with_values(TINY | changes)
+    cfg = defaults().with_values(NETWORK | changes)
     task = build(cfg)
     state = {
         "format": 1,
@@ -260,7 +253,7 @@ def test_wrong_devices_and_files_are_named(weights, tmp_path):
     torch.save(torch.load(weights, weights_only=True)["model"], bare)
     with pytest.raises(WeightsError, match="configuration"):
         Predictor.from_checkpoint(bare, "cpu")
-    Predictor.from_checkpoint(bare, "cpu", config=defaults().with_values(TINY))
+    Predictor.from_checkpoint(bare, "cpu", config=defaults().with_values(NETWORK))
 
 
 def test_script_writes_four_files_per_picture(weights, folder):

@@ -18,15 +18,6 @@ from lib.tasks.labels import Rule, make_labels, relabel, triangulate_views
 from tests import tiny_dataset
 
 ROOT_JOINT = get("h36m17").root_index
-TINY = {
-    "DATASET.SKELETON": "h36m17",
-    "MODEL.IMAGE_SIZE": [64, 64],
-    "MODEL.DEPTH_RES": 8,
-    "MODEL.INIT_WEIGHTS": False,
-    "MODEL.EXTRA.NUM_LAYERS": 18,
-    "MODEL.EXTRA.NUM_DECONV_FILTERS": [16, 16, 16],
-    "WORKERS": 0,
-}
 START = Step(0, 0, 0.0)
 
 
@@ -41,7 +32,7 @@ def ann(tmp_path, monkeypatch):
 
 
 def task_of(tmp_path, **changes):
-    return build(defaults().with_values(TINY | {"DATASET.ROOT": str(tmp_path)} | changes))
+    return build(defaults().with_values(tiny_dataset.NETWORK | {"DATASET.ROOT": str(tmp_path)} | changes))
 
 
 HEADS = {

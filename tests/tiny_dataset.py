@@ -14,6 +14,15 @@ from lib.geometry.camera import Cameras
 
 SIZE = (160, 120)
 SKELETON = "h36m17"
+NETWORK = {  # configuration values of a network that costs nothing
+    "DATASET.SKELETON": SKELETON,
+    "MODEL.IMAGE_SIZE": [64, 64],
+    "MODEL.DEPTH_RES": 8,
+    "MODEL.INIT_WEIGHTS": False,
+    "MODEL.EXTRA.NUM_LAYERS": 18,
+    "MODEL.EXTRA.NUM_DECONV_FILTERS": [16, 16, 16],
+    "WORKERS": 0,
+}
 
 
 def rig(views: int = 4, distance: float = 3000.0) -> Cameras:
