@@ -43,7 +43,7 @@ CAMERAS = Check(lambda v: all(e >= 0 for e in v) and len(set(v)) == len(v), "dif
 EPOCHS = Check(lambda v: all(a < b for a, b in zip((0, *v), v, strict=False)), "increasing epochs, the first after 0")
 DEVICE = Check(lambda v: re.fullmatch(r"[a-z]+(:\d+)?", v) is not None, "auto, or the name of a torch device")
 
-WEIGHTS_HELP = "see models/README.md for the download"
+WEIGHTS_HELP = "see models/README.md for the download, or train what makes it first"
 
 # ---------------------------------------------------------------------------------------------------------- the tree
 

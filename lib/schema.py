@@ -262,8 +262,8 @@ class _File:
         except FileNotFoundError:
             folder, name = os.path.split(self.path)
             guess = nearest(name, os.listdir(folder or ".")) if os.path.isdir(folder or ".") else None
-            hint = f"; did you mean {os.path.join(folder, guess)}?" if guess else ""
-            raise ConfigError(f"no configuration file {self.path!r}{hint}") from None
+            hint = f"did you mean {os.path.join(folder, guess)}?" if guess else "those of the repository are under experiments/"
+            raise ConfigError(f"no configuration file {self.path!r}; {hint}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"{self.path}: not a UTF-8 text, so not a YAML configuration") from None
         except OSError as error:

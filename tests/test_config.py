@@ -259,7 +259,7 @@ def test_input_files_must_exist(write):
     with pytest.raises(ConfigError) as caught:
         cfg.check_paths()
     assert str(caught.value) == (
-        "c.yaml:2: MODEL.PRETRAINED: no file 'models/backbone.pth'; see models/README.md for the download")
+        "c.yaml:2: MODEL.PRETRAINED: no file 'models/backbone.pth'; see models/README.md for the download, or train what makes it first")
     write("", "models/backbone.pth")
     cfg.check_paths()
     defaults().with_values({"EPIPOLAR.TEACHER": "annotation", "EPIPOLAR.CACHE": "new.npz"}).check_paths()

@@ -191,6 +191,9 @@ def test_failing_to_start_leaves_nothing_behind(tmp_path):
     with pytest.raises(DataError):
         fit(tmp_path, samples=0)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match="fewer than one batch"):
+        fit(tmp_path, "TRAIN.BATCH_SIZE", 5000)
+    assert not list(tmp_path.iterdir())
     fit(tmp_path, "TRAIN.MAX_STEPS", 1)
 
 

@@ -27,6 +27,19 @@ class Key(NamedTuple):
     epoch: int = 0
 
 
+def check_batch(n: int, batch_size: int, world: int = 1) -> None:
+    """DataError unless `n` samples fill a batch of `batch_size` on each of `world` processes."""
+    if n < 1:
+        raise DataError("the training set is empty, expected one sample or more; check its split, subjects, views and frame step")
+    if batch_size < 1:
+        raise DataError(f"loader: batch size {batch_size}, expected 1 or more; set TRAIN.BATCH_SIZE")
+    if batch_size * world > n:
+        raise DataError(
+            f"the training set has {n} samples, fewer than one batch of {batch_size * world} ({batch_size} on each of {world} "
+            f"processes); set TRAIN.BATCH_SIZE to {n // world} or less, or use more data"
+        )
+
+
 class StepSampler(Sampler[list[Key]]):
     """Yields the keys of one rank's batch, step by step, from `start_step` on; endless unless `num_steps` is given."""
 
@@ -41,23 +54,9 @@ class StepSampler(Sampler[list[Key]]):
         world: int = 1,
         shuffle: bool = True,
     ):
-        total = batch_size * world
-        if n < 1:
-            raise DataError(
-                "the training set is empty, expected one sample or more; check its split, subjects, views and frame "
-                "step"
-            )
-        if batch_size < 1 or not 0 <= rank < world:
-            raise DataError(
-                f"loader: batch size {batch_size}, rank {rank} of {world}; expected a size of 1 or more and 0 <= rank "
-                f"< {world}"
-            )
-        if total > n:
-            raise DataError(
-                f"the training set has {n} samples, fewer than one batch of {total} ({batch_size} on each of {world} "
-                "processes); "
-                f"set TRAIN.BATCH_SIZE to {n // world} or less, or use more data"
-            )
+        if not 0 <= rank < world:
+            raise DataError(f"loader: rank {rank} of {world}, expected 0 <= rank < {world}")
+        check_batch(n, batch_size, world)
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
         self.start_step, self.num_steps, self.shuffle = start_step, num_steps, shuffle
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.dataset.loader import steps_per_epoch, to_device
+from lib.dataset.loader import check_batch, steps_per_epoch, to_device
 from lib.engine import checkpoint, distributed, optim, run_dir
 from lib.engine.batches import not_finite, part_of, training_batches
 from lib.engine.distributed import HOST, World
@@ -266,7 +266,10 @@ class Trainer:
         for name, dataset in {**self.eval_sets, **self.train_sets}.items():
             if len(dataset) == 0:
                 raise DataError(f"set {name!r} holds no samples; check DATASET.ROOT, its split, VIEWS and frame step")
-        self.global_batch = cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUMULATE * self.world.size
+        per_process = cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUMULATE
+        for dataset in self.train_sets.values():  # now, not when the loader starts: a run that cannot begin leaves no folder
+            check_batch(len(dataset), per_process, self.world.size)
+        self.global_batch = per_process * self.world.size
         self.steps_per_epoch = steps_per_epoch(len(next(iter(self.train_sets.values()))), self.global_batch)
         self.step, self.total_steps = cfg.TRAIN.BEGIN_EPOCH * self.steps_per_epoch, self._last_step()
         if self.step < self.total_steps:

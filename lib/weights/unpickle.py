@@ -73,7 +73,8 @@ def load_file(path: str | Path) -> tuple[Any, bool]:
         raise WeightsError(f"{path}: {error}; {AGAIN}") from error
     except Exception as error:
         kind = "a truncated or damaged torch file" if head.startswith(b"PK") else "not a torch checkpoint, or damaged"
-        raise WeightsError(f"{path}: {kind} ({refused[:200]}); expected a .pth or .pth.tar file; {AGAIN}") from error
+        reason = "" if "weights_only" in refused else f" ({refused[:200]})"  # torch's advice to read it without care is left out
+        raise WeightsError(f"{path}: {kind}{reason}; expected a .pth or .pth.tar file; {AGAIN}") from error
 
 
 def stay_on_host(storage: Any, location: str) -> Any:
