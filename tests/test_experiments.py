@@ -67,3 +67,13 @@ def test_demo_runs_to_its_table_and_a_second_call_trains_nothing(tmp_path, capsy
     assert again["rows"] == summary["rows"]
     assert len(stamps) == 3 and all(p.stat().st_mtime_ns == t for p, t in stamps.items())
     assert demo.quick_checkpoint(out) == Path(out) / "student.pth.tar"
+
+
+@pytest.mark.slow
+def test_demo_learns_3d_without_3d_labels(tmp_path):
+    """The promise of the README, on people that no training split holds; ten minutes on two cores."""
+    summary = demo.run(tmp_path / "demo")
+    mean_pose, labels, student, twin = (row["mpjpe_mm"] for row in summary["rows"].values())
+    assert twin <= 0.50 * mean_pose
+    assert student <= 1.20 * twin
+    assert labels < student
