@@ -9,7 +9,7 @@ import pytest
 
 from lib.dataset import load
 from lib.dataset.annotations import INDEX_COLUMNS
-from lib.dataset.formats import synthetic
+from lib.dataset.formats import files, synthetic
 from lib.dataset.image import read_image
 from lib.errors import ConfigError, DataError
 from lib.synthetic.world import World
@@ -60,7 +60,7 @@ def test_what_is_read_is_what_was_written(made):
         ):
             a, b = getattr(wrote, field), getattr(read, field)
             assert a.dtype == b.dtype and np.array_equal(a, b), field
-        for field in synthetic.CAMERA_FIELDS:
+        for field in files.CAMERA_FIELDS:
             assert np.array_equal(getattr(wrote.cameras, field), getattr(read.cameras, field))
         assert (read.skeleton, read.fps) == (wrote.skeleton, wrote.fps)
         image = read_image(made / read.image_path(1))
@@ -69,8 +69,8 @@ def test_what_is_read_is_what_was_written(made):
 
 
 def test_images_do_not_depend_on_the_number_of_workers(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "CHUNK", 3)
-    monkeypatch.setattr(synthetic, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(files, "CHUNK", 3)
+    monkeypatch.setattr(files, "PARALLEL_FROM", 1)
     world = World(split="train", frames=2, size=TINY["size"])
     synthetic.write(world.annotations(), tmp_path, "train", world.image, workers=2)
     for path in (made / "train" / "images").iterdir():

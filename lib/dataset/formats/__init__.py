@@ -4,4 +4,7 @@ image).
 
 FORMATS = {
     "synthetic": "lib.dataset.formats.synthetic",
+    "h36m": "lib.dataset.formats.h36m",
+    "h36m_raw": "lib.dataset.formats.h36m_raw",
+    "h36m_challenge": "lib.dataset.formats.h36m_challenge",
 }

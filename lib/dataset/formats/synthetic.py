@@ -7,31 +7,19 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from lib.dataset.annotations import Annotations
+from lib.dataset.formats.files import TABLE_ERRORS, load_table, save_table, write_images
 from lib.errors import DataError
-from lib.geometry.camera import Cameras
 
 SKELETON = "h36m17"
 FORMAT = 1
-JPEG_QUALITY = 95
-CHUNK = 48  # images per piece of work; neighbours share a sequence, and so its backdrops
-PARALLEL_FROM = 400  # images; for fewer, starting processes takes longer than it saves
-CAMERA_FIELDS = tuple(f.name for f in fields(Cameras))
-PLAIN_FIELDS = tuple(f.name for f in fields(Annotations) if f.name not in ("skeleton", "cameras", "fps"))
 
 
 def read(root: str | Path, split: str) -> Annotations:
@@ -54,12 +42,8 @@ def read(root: str | Path, split: str) -> Annotations:
             f"{str(entry.get('annotations_sha256'))[:12]}...: the file was cut short or changed; {_again(root, split)}"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        cameras = Cameras(*(torch.from_numpy(arrays[f"camera_{name}"]) for name in CAMERA_FIELDS))
-        plain = {name: arrays[name] for name in PLAIN_FIELDS}
-        return Annotations(skeleton=str(arrays["skeleton"]), cameras=cameras, fps=float(arrays["fps"]), **plain)
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return load_table(path)
+    except TABLE_ERRORS as error:
         raise DataError(f"{path}: not an annotation table of this program ({error}); {_again(root, split)}") from None
 
 
@@ -96,9 +80,9 @@ def write(
     try:
         shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
         (part / "images").mkdir(parents=True)
-        digest = _write_table(ann, names, part / "annotations.npz")
+        digest = save_table(ann, names, part / "annotations.npz")
         files = [str(part.joinpath(*Path(name).parts[1:])) for name in names]
-        images = _write_images(image, files, workers, f"{root}: {split}" if progress else None) if image else None
+        images = write_images(image, files, workers, f"{root}: {split}" if progress else None) if image else None
         entry = {"annotations_sha256": digest, "observations": len(ann), "images": images, "origin": origin}
         world["splits"][split] = entry
         # The manifest comes first: a split that it names but that is missing is simply made again.
@@ -172,67 +156,3 @@ def _image_names(ann: Annotations, split: str) -> list[str]:
     names = [name.decode() for name in ann.images]
     kept = all(Path(n).parts[:-1] == (split, "images") and n.endswith(".jpg") for n in names) and len(set(names)) == len(names)
     return names if kept else [f"{split}/images/{i:06d}.jpg" for i in range(len(names))]
-
-
-def _write_table(ann: Annotations, names: list[str], path: Path) -> str:
-    """Writes annotations.npz.   -> its sha256"""
-    arrays = {name: getattr(ann, name) for name in PLAIN_FIELDS} | {"images": np.array(names, dtype=bytes)}
-    arrays |= {f"camera_{name}": getattr(ann.cameras, name).numpy() for name in CAMERA_FIELDS}
-    with open(path, "xb") as file:
-        np.savez_compressed(file, skeleton=np.array(ann.skeleton), fps=np.float64(ann.fps), **arrays)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write_images(image: Callable, files: list[str], workers: int, title: str | None) -> dict:
-    """Writes all images.   -> their count, total size and common sha256, which does not depend on the number of
-    workers
-    """
-    pieces = [(first, files[first : first + CHUNK]) for first in range(0, len(files), CHUNK)]
-    total, digest = 0, hashlib.sha256()
-    bar = tqdm(total=len(files), desc=title, unit="image", disable=title is None, smoothing=0.05)
-
-    def count(results) -> None:
-        nonlocal total
-        for sizes, digests in results:
-            total += sum(sizes)
-            digest.update(b"".join(digests))
-            bar.update(len(sizes))
-
-    with bar:
-        if min(workers, len(pieces)) <= 1 or len(files) < PARALLEL_FROM:
-            count(_make_images(image, piece) for piece in pieces)
-        else:
-            # Not forked from here, as the fork of a process with running threads can hang; the server imports the
-            # heavy modules once.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["torch", "cv2", "scipy.interpolate", __name__])
-            with ProcessPoolExecutor(min(workers, len(pieces)), context, _start_worker, (image,)) as pool:
-                count(pool.map(_work, pieces))
-    return {"count": len(files), "bytes": total, "sha256": digest.hexdigest()}
-
-
-def _make_images(image: Callable, piece: tuple[int, list[str]]) -> tuple[list[int], list[bytes]]:
-    """Makes and writes some images.   -> sizes and sha256 of their files"""
-    first, files = piece
-    sizes, digests = [], []
-    for i, path in enumerate(files, first):
-        done, data = cv2.imencode(".jpg", image(i)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        if not done:
-            raise DataError(f"{path}: OpenCV cannot encode the image; check that it is (H, W, 3) uint8")
-        Path(path).write_bytes(data.tobytes())
-        sizes.append(data.size)
-        digests.append(hashlib.sha256(data).digest())
-    return sizes, digests
-
-
-_worker_image: list[Callable] = []  # of a worker process: what makes its images
-
-
-def _start_worker(image: Callable) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    _worker_image[:] = [image]
-
-
-def _work(piece: tuple[int, list[str]]) -> tuple[list[int], list[bytes]]:
-    return _make_images(_worker_image[0], piece)
