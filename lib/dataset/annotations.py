@@ -19,7 +19,7 @@ from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
 
 INDEX_COLUMNS = ("sequence", "frame", "view", "person", "image", "camera", "pose")
-ROW_COLUMNS = INDEX_COLUMNS + ("x_img", "conf", "visible", "box")
+ROW_COLUMNS = INDEX_COLUMNS + ("x_img", "conf", "visible", "box", "head_px")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,11 @@ class Annotations:
     actions: np.ndarray
     subactions: np.ndarray
     fps: float = 0.0  # frames per second; 0 = unknown
+    head_px: np.ndarray | None = None  # (N,) float32 px, size of the head that PCKh is relative to; NaN, the default = unknown
+
+    def __post_init__(self):
+        if self.head_px is None:
+            object.__setattr__(self, "head_px", np.full(len(self.sequence), np.nan, np.float32))
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -67,6 +72,11 @@ class Annotations:
     def action(self, row: int) -> str:
         """The action's name of one observation."""
         return self.actions[self.sequence[row]].decode()
+
+    def observing(self, rows: np.ndarray | None = None) -> Cameras:
+        """The camera of every observation, or of those at `rows` (any shape).   -> Cameras (N,) or of the shape of rows"""
+        camera = self.camera if rows is None else self.camera[rows]
+        return self.cameras[torch.from_numpy(np.asarray(camera, np.int64))]
 
     def select(self, rows: np.ndarray | Sequence[int]) -> Annotations:
         """The observations at `rows` (indices in any order, or a boolean mask); all other tables stay as they are."""
@@ -184,7 +194,7 @@ def concat(tables: Sequence[Annotations]) -> Annotations:
         parts = [getattr(t, field) for t in tables]
         return np.concatenate([np.where(p < 0, p, p + o) for p, o in zip(parts, offsets, strict=True)]).astype(np.int32)
 
-    plain = ("X_world", "X_valid", "frame", "view", "person", "x_img", "conf", "visible", "box")
+    plain = ("X_world", "X_valid", "frame", "view", "person", "x_img", "conf", "visible", "box", "head_px")
     names = ("images", "subjects", "actions", "subactions")
     return Annotations(
         skeleton=first.skeleton,
@@ -266,6 +276,27 @@ def with_poses(ann: Annotations, X_world: np.ndarray, X_valid: np.ndarray) -> An
     return dataclasses.replace(ann, **replaced).check("with_poses")
 
 
+def check_crops(ann: Annotations) -> None:
+    """DataError unless every observation has an image and a box with area."""
+    if len(ann) == 0:
+        raise DataError(
+            "samples: the annotation table is empty, expected one observation or more; check split, subjects and views"
+        )
+    advice = "drop such observations with ann.select, or prepare the annotations with boxes and images"
+    missing = int((ann.image < 0).sum())
+    if missing:
+        raise DataError(f"samples: {missing} of {len(ann)} observations have no image, expected one for each; {advice}")
+    size = ann.box[:, 2:] - ann.box[:, :2]
+    bad = np.flatnonzero(~(size > 0).all(1))
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{ann.image_path(row)}: {len(bad)} of {len(ann)} observations have no box with area, the first is row "
+            f"{row} with "
+            f"{ann.box[row].tolist()} (x0 y0 x1 y1 px); {advice}"
+        )
+
+
 def _check_known(what: str, asked: Sequence, known: Sequence) -> None:
     missing = [name for name in asked if name not in known]
     if missing:
@@ -306,6 +337,7 @@ def _check(ann: Annotations, name: str) -> None:
         "conf": ((n, j), np.float32),
         "visible": ((n, j), np.bool_),
         "box": ((n, 4), np.float32),
+        "head_px": ((n,), np.float32),
     }
     for field, (shape, dtype) in expected.items():
         value = getattr(ann, field)
@@ -342,6 +374,8 @@ def _check(ann: Annotations, name: str) -> None:
     advice = "set X_valid to False where a joint is unknown"
     refuse_any(ann.X_valid & ~np.isfinite(ann.X_world).all(-1), "X_world", "is not finite though X_valid", advice)
     refuse_any(np.isinf(ann.box).any(-1), "box", "is infinite", "use NaN for an observation without a box")
+    wrong = np.isinf(ann.head_px) | (ann.head_px <= 0)
+    refuse_any(wrong, "head_px", "is not a positive length", "use NaN for an observation without a head size")
 
 
 def _check_cameras(cameras: Cameras, fail) -> None:

@@ -19,15 +19,20 @@ AUC_MM = tuple(5.0 * k for k in range(31))  # 0, 5, ..., 150 mm (MPI-INF-3DHP, M
 CHUNK = 4096  # poses; the tables of 4096 poses x 17 joints stay in a core's cache
 
 _LIMBS = tuple(f"{side}_{part}" for side in "rl" for part in ("hip", "knee", "ankle", "shoulder", "elbow", "wrist"))
-JOINT_SETS: dict[str, tuple[str, ...]] = {"14": ("pelvis", "thorax", *_LIMBS)}
+JOINT_SETS: dict[str, tuple[str, ...]] = {
+    "14": ("pelvis", "thorax", *_LIMBS),
+    "3dhp14": ("head", "neck", *_LIMBS),  # what MPI-INF-3DHP's own evaluation counts
+}
+_OTHER_NAME = {"neck": "thorax", "thorax": "neck"}  # the same point between the shoulders; a skeleton has one of them
 # What EpipolarPose's release calls 14 joints in Human3.6M order: indices meant for MPII order drop these three.
 LEGACY_14_DROPS = ("r_ankle", "l_wrist", "r_wrist")
 
 
 def joint_set(joints: Sequence[str], name: str) -> list[int] | None:
     """Indices in `joints` (a skeleton's names) of the set `name` of JOINT_SETS, None when one of them is absent."""
-    wanted = JOINT_SETS[name]
-    return [list(joints).index(j) for j in wanted] if set(wanted) <= set(joints) else None
+    joints = list(joints)
+    wanted = [j if j in joints else _OTHER_NAME.get(j, j) for j in JOINT_SETS[name]]
+    return [joints.index(j) for j in wanted] if set(wanted) <= set(joints) else None
 
 
 def joint_errors(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None) -> Tensor:
@@ -135,11 +140,12 @@ def mean_over(errors: Tensor, joints: Sequence[int] | None = None) -> Tensor:
 
 def fraction_below(errors: Tensor, thresholds: Sequence[float], joints: Sequence[int] | None = None) -> Tensor:
     """Fraction of joints with an error strictly below a threshold, averaged over the thresholds.    (N,J) -> (N,)"""
-    errors = _subset(errors, joints).contiguous()
+    errors = _subset(errors, joints)
     known = errors.shape[1] - errors.isnan().sum(1)
     if len(thresholds) == 1:
         below = (errors < thresholds[0]).sum(1)
     else:  # the number of thresholds above each error; NaN sorts behind all of them
+        errors = errors.contiguous()
         limits = torch.tensor(thresholds, dtype=errors.dtype, device=errors.device)
         below = (len(thresholds) - torch.bucketize(errors, limits, right=True)).sum(1)
     return below.to(errors.dtype) / (known * len(thresholds))
@@ -176,7 +182,7 @@ def _procrustes(
     R, t, scale = procrustes(_subset(pred, joints), _subset(gt, joints), mask)
     if mask is not None:
         scale = scale.masked_fill(mask.sum(1) < 3, torch.nan)
-    return scale[:, None, None] * (pred @ R.mT) + t[:, None], scale
+    return torch.baddbmm(t[:, None], pred, (scale[:, None, None] * R).mT), scale
 
 
 def _centred(X: Tensor, root: int | None) -> Tensor:

@@ -1,24 +1,37 @@
 """What the tasks over person crops share: from the configuration to annotations, augmentation and samples."""
 
+import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib.config import Config
 from lib.dataset import formats, load
 from lib.dataset.annotations import Annotations
 from lib.dataset.augment import Augment
-from lib.dataset.occluders import procedural_occluders
+from lib.dataset.crop_cache import FOLDER, CropCache, open_cache
+from lib.dataset.occluders import Occluders, procedural_occluders, voc_occluders
 from lib.registry import resolve
 from lib.skeleton import get
-from lib.tasks.world import ensure
+from lib.tasks.world import ensure, ensure_native
+
+log = logging.getLogger("parallax")
+
+MPII = "mpii16"
 
 
 def skeleton_name(cfg: Config) -> str:
-    """The joints that the network learns: DATASET.SKELETON, else those of the dataset's files.
+    """The joints that the network learns: DATASET.SKELETON or MPII_ORDER, else those of the dataset's files.
 
     Raises:
-        ConfigError: MODEL.NUM_JOINTS is another number.
+        ConfigError: MODEL.NUM_JOINTS is another number, or SKELETON and MPII_ORDER contradict each other.
     """
-    name = cfg.DATASET.SKELETON or resolve(formats.FORMATS, cfg.DATASET.DATASET, key="DATASET.DATASET").SKELETON
+    asked = cfg.DATASET.SKELETON
+    if cfg.DATASET.MPII_ORDER and asked not in ("", MPII):
+        raise cfg.error("DATASET.MPII_ORDER", f"is true, but DATASET.SKELETON is {asked}; set one of the two")
+    if cfg.DATASET.MPII_ORDER:
+        asked = MPII
+    name = asked or resolve(formats.FORMATS, cfg.DATASET.DATASET, key="DATASET.DATASET").SKELETON
     joints = get(name).num
     if cfg.MODEL.NUM_JOINTS != joints:
         raise cfg.error(
@@ -27,22 +40,20 @@ def skeleton_name(cfg: Config) -> str:
     return name
 
 
-def annotations(cfg: Config, split: str, step: int = 1) -> Annotations:
-    """One split of the configured dataset, every `step`-th frame; the embedded world is generated when it is not there yet."""
-    root = Path(cfg.DATASET.ROOT)
+def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] = ()) -> Annotations:
+    """One split of the configured dataset, every `step`-th frame of the named subjects (none named: of all).
+
+    The embedded world is generated when it is not there yet.
+    """
+    root, synth = Path(cfg.DATASET.ROOT), cfg.SYNTH
+    counts = {"pretrain": synth.PRETRAIN, "train": synth.TRAIN, "valid": synth.VALID}
+    world = counts | {"size": tuple(synth.SIZE), "rig": synth.RIG, "seed": synth.SEED, "objects": synth.OBJECTS}
     if cfg.DATASET.DATASET == "synthetic":
-        ensure(
-            root,
-            pretrain=cfg.SYNTH.PRETRAIN,
-            train=cfg.SYNTH.TRAIN,
-            valid=cfg.SYNTH.VALID,
-            size=tuple(cfg.SYNTH.SIZE),
-            rig=cfg.SYNTH.RIG,
-            seed=cfg.SYNTH.SEED,
-            objects=cfg.SYNTH.OBJECTS,
-        )
+        ensure(root, **world)
+    elif synth.NATIVE:
+        ensure_native(cfg.DATASET.DATASET, root, **world)
     ann = load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton_name(cfg))
-    return ann.protocol(cfg.DATASET.SUBJECTS, step, cfg.DATASET.VIEWS)
+    return ann.protocol(subjects, step, cfg.DATASET.VIEWS)
 
 
 def augmentation(cfg: Config) -> Augment:
@@ -54,5 +65,30 @@ def augmentation(cfg: Config) -> Augment:
         rot_prob=d.ROT_PROB,
         color=d.COLOR_FACTOR,
         flip_prob=d.FLIP_PROB if d.FLIP else 0.0,
-        occluders=procedural_occluders(cfg.SEED) if d.OCCLUSION else None,
+        occluders=occluders(cfg) if d.OCCLUSION else None,
     )
+
+
+def occluders(cfg: Config) -> Occluders:
+    """Objects to paste: those of Pascal VOC in DATASET.VOC, or made-up ones where that folder is missing or not named."""
+    if cfg.DATASET.VOC and Path(cfg.DATASET.VOC).is_dir():
+        return voc_occluders(cfg.DATASET.VOC)
+    if cfg.DATASET.VOC:
+        log.warning("DATASET.VOC: there is no folder %s; made-up objects are pasted instead of those of Pascal VOC", cfg.DATASET.VOC)
+    return procedural_occluders(cfg.SEED)
+
+
+def crop_cache(cfg: Config, ann: Annotations) -> CropCache | None:
+    """The cache of a training table's crops that DATASET.CACHE asks for, made when it is not there yet; None = off."""
+    d = cfg.DATASET
+    if not d.CACHE:
+        return None
+    across = d.CACHE_SIZE / d.CACHE_MARGIN
+    if across < max(cfg.MODEL.IMAGE_SIZE):
+        log.warning(
+            "DATASET.CACHE_SIZE %d with CACHE_MARGIN %g keeps %.0f px of a box, but MODEL.IMAGE_SIZE shows it on %d px: crops will be "
+            "blurred; set CACHE_SIZE to %d", d.CACHE_SIZE, d.CACHE_MARGIN, across, max(cfg.MODEL.IMAGE_SIZE),
+            math.ceil(max(cfg.MODEL.IMAGE_SIZE) * d.CACHE_MARGIN),
+        )  # fmt: skip
+    folder = Path(d.ROOT) / FOLDER if d.CACHE == "auto" else Path(d.CACHE)
+    return open_cache(ann, d.ROOT, folder, d.CACHE_SIZE, d.CACHE_MARGIN, d.BOX_SCALE, progress=True)

@@ -7,4 +7,6 @@ FORMATS = {
     "h36m": "lib.dataset.formats.h36m",
     "h36m_raw": "lib.dataset.formats.h36m_raw",
     "h36m_challenge": "lib.dataset.formats.h36m_challenge",
+    "mpii": "lib.dataset.formats.mpii",
+    "mpi_inf_3dhp": "lib.dataset.formats.mpi_inf_3dhp",
 }

@@ -5,6 +5,7 @@ only when they are complete, and what can be said about any table before it is t
 import hashlib
 import multiprocessing
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -221,6 +222,23 @@ def write_images(image: Callable, files: list[str], workers: int = 0, title: str
             with ProcessPoolExecutor(min(workers, len(pieces)), context, _start_worker, (image,)) as pool:
                 count(pool.map(_work, pieces))
     return {"count": len(files), "bytes": total, "sha256": digest.hexdigest()}
+
+
+def place_images(root: Path, names: list[str], image: Callable, split: str, workers: int = 0, title: str | None = None) -> None:
+    """Writes images below `root`, first into a hidden folder, so that a run that is killed leaves none half done."""
+    for name in names:
+        refuse_existing(root / name)
+    part = root / f".{split}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+        for folder in {os.path.dirname(n) for n in names}:
+            (part / folder).mkdir(parents=True, exist_ok=True)
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        write_images(image, [str(part / n) for n in names], workers, title)
+        for name in names:
+            os.rename(part / name, root / name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _make_images(image: Callable, piece: tuple[int, list[str]]) -> tuple[list[int], list[bytes]]:

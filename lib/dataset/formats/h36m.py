@@ -14,7 +14,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -31,9 +30,9 @@ from lib.dataset.formats.files import (
     image_size,
     load_table,
     new_file,
+    place_images,
     refuse_existing,
     save_table,
-    write_images,
 )
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
@@ -459,23 +458,6 @@ def write(
                 _Pickler(file, protocol=2).dump(_to_records(ann, names, per_camera))
         if image is not None:
             place_images(root, names, image, split, workers, f"{root}: {split}" if progress else None)
-
-
-def place_images(root: Path, names: list[str], image: Callable, split: str, workers: int = 0, title: str | None = None) -> None:
-    """Writes images below `root`, first into a hidden folder, so that a run that is killed leaves none half done."""
-    for name in names:
-        refuse_existing(root / name)
-    part = root / f".{split}.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
-        for folder in {os.path.dirname(n) for n in names}:
-            (part / folder).mkdir(parents=True, exist_ok=True)
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        write_images(image, [str(part / n) for n in names], workers, title)
-        for name in names:
-            os.rename(part / name, root / name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def image_names(ann: Annotations) -> list[str]:

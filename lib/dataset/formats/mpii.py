@@ -1,0 +1,360 @@
+"""MPII Human Pose in the JSON form that 2D pose code shares (Simple Baselines, EpipolarPose): 2D joints only.
+
+<root>/annot/{train,valid,trainval,test}.json     one record per person, coordinates counted from 1
+<root>/annot/gt_valid.mat                         joints and head boxes of `valid`, in the order of valid.json
+<root>/images/*.jpg
+
+No record is ever left out: predictions stay in the order that MPII's own evaluation expects.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib import skeleton as skeletons
+from lib.dataset.annotations import Annotations
+from lib.dataset.formats.files import findings, need, new_file, place_images, refuse_existing
+from lib.errors import DataError
+from lib.geometry.camera import Cameras
+from lib.metrics.keypoints import HEAD_BIAS
+
+log = logging.getLogger("parallax")
+
+SKELETON = "mpii16"
+JOINTS = skeletons.get(SKELETON).num
+SPLITS = ("train", "valid", "trainval", "test")
+TRUTH = "gt_valid.mat"  # of the split `valid` only
+BOX_MARGIN = 1.25  # the box is this much larger than the extent of the joints, or than the record's own scale says
+SCALE_PX = 200.0  # a record's `scale` counts heights of 200 px
+SHORT_HEAD = 0.1  # of the extent of the joints: a head that is made up is never smaller, as one seen from above is short
+AGREE_PX = 1.0  # by which valid.json, which is rounded, may differ from gt_valid.mat
+# Joint names of gt_valid.mat.
+MAT_JOINTS = {
+    "rank": "r_ankle", "rkne": "r_knee", "rhip": "r_hip", "lhip": "l_hip", "lkne": "l_knee", "lank": "l_ankle",
+    "pelv": "pelvis", "thor": "thorax", "neck": "upper_neck", "head": "head", "rwri": "r_wrist", "relb": "r_elbow",
+    "rsho": "r_shoulder", "lsho": "l_shoulder", "lelb": "l_elbow", "lwri": "l_wrist",
+}  # fmt: skip
+
+
+def read(root: str | Path, split: str, aspect: float = 1.0) -> Annotations:
+    """One split; row i is record i of the JSON file.
+
+    Boxes are those of the joints, widened to `aspect`, times 1.25; a record with fewer than two joints takes `center` and
+    `scale` (side 200 * scale * 1.25 px). `valid` gets its joints and head sizes from gt_valid.mat where that file is there.
+
+    Args:
+        root: folder that holds annot/ and images/.
+        split: train, valid, trainval, test, or the name of any other JSON file in annot/.
+        aspect: width / height that boxes are widened to; that of MODEL.IMAGE_SIZE keeps people's proportions.
+
+    Raises:
+        DataError: no such split, a record that is damaged or has neither joints nor a place, or another order than gt_valid.mat's.
+    """
+    root = Path(root)
+    if not aspect > 0:
+        raise DataError(f"aspect: {aspect} is not a positive width / height; correct DATASET.OPTIONS")
+    path = root / "annot" / f"{split}.json"
+    records = _records(path, root, split)
+    joints, known = _joints(path, records)
+    box = _boxes(path, records, joints, known, aspect)
+    head_px = np.full(len(records), np.nan, np.float32)
+    if split == "valid":
+        truth = root / "annot" / TRUTH
+        if truth.exists():
+            joints, known, heads = _truth(truth, path, joints, known)
+            head_px = (HEAD_BIAS * np.linalg.norm(heads[:, 1] - heads[:, 0], axis=-1)).astype(np.float32)
+            head_px[head_px <= 0] = np.nan
+        else:
+            log.warning("%s is missing: there will be no PCKh, which needs its head boxes; it comes with the annotations", truth)
+    names, image = np.unique([f"images/{record['image']}" for record in records], return_inverse=True)
+    count, none = len(records), np.full(len(records), -1, np.int32)
+    return Annotations(
+        skeleton=SKELETON,
+        cameras=_no_cameras(),
+        X_world=np.zeros((0, JOINTS, 3), np.float32),
+        X_valid=np.zeros((0, JOINTS), bool),
+        sequence=np.zeros(count, np.int32),
+        frame=image.astype(np.int32),
+        view=np.zeros(count, np.int32),
+        person=_number_within(image),
+        image=image.astype(np.int32),
+        camera=none,
+        pose=none.copy(),
+        x_img=joints.astype(np.float32),
+        conf=known.astype(np.float32),
+        visible=known,
+        box=box.astype(np.float32),
+        images=np.array([name.encode() for name in names], dtype=bytes),
+        subjects=np.array([b""]),
+        actions=np.array([b""]),
+        subactions=np.array([b""]),
+        head_px=head_px,
+    )
+
+
+def _no_cameras() -> Cameras:
+    eye = torch.eye(3, dtype=torch.float64)
+    return Cameras.make(eye[None], eye[None], torch.zeros(1, 3, dtype=torch.float64))[:0]
+
+
+def _number_within(group: np.ndarray) -> np.ndarray:
+    """Running number of each entry among the equal ones before it.   (N,) -> (N,) int32"""
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    number = np.empty(len(group), np.int32)
+    number[order] = np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))
+    return number
+
+
+def _records(path: Path, root: Path, split: str) -> list[dict]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = sorted(p.stem for p in (root / "annot").glob("*.json"))
+        raise DataError(
+            f"{root}/annot: has no split {split!r} (.json), only {', '.join(names) or 'none'}; set DATASET.ROOT to the folder "
+            "that holds annot/ and images/, and the split to one of these"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+    if not isinstance(records, list) or not records:
+        raise DataError(f"{path}: holds {type(records).__name__} of no records, expected a list of one or more; download it again")
+    for i, record in enumerate(records):
+        name = record.get("image") if isinstance(record, dict) else None
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}: record {i} has no 'image' (found {name!r}), expected a file name; download the file again")
+    return records
+
+
+def _field(path: Path, records: list[dict], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A field of all records, (N, *shape) float64; NaN where a record lacks it."""
+    out = np.full((len(records), *shape), np.nan)
+    for i, record in enumerate(records):
+        if record.get(name) is not None:
+            try:
+                value = np.asarray(record[name], dtype=np.float64)
+            except (TypeError, ValueError):
+                value = np.empty(0)
+            if value.shape != shape:
+                raise DataError(
+                    f"{path}: record {i} ({record['image']}): '{name}' has shape {value.shape}, expected {shape} numbers; "
+                    "check that the file is MPII's and complete"
+                )
+            out[i] = value
+    return out
+
+
+def _joints(path: Path, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Joints (N,16,2) px counted from 0, and which are annotated (N,16)."""
+    joints = _field(path, records, "joints", (JOINTS, 2)) - 1
+    vis = _field(path, records, "joints_vis", (JOINTS,))
+    return joints, (vis > 0) & np.isfinite(joints).all(-1)
+
+
+def _extent(joints: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest x and y of the annotated joints, (N,2) each; 0 and 0 without any."""
+    low = np.where(known[..., None], joints, np.inf).min(1)
+    high = np.where(known[..., None], joints, -np.inf).max(1)
+    any_joint = known.any(1)[:, None]
+    return np.where(any_joint, low, 0), np.where(any_joint, high, 0)
+
+
+def _boxes(path: Path, records: list[dict], joints: np.ndarray, known: np.ndarray, aspect: float) -> np.ndarray:
+    """Boxes (N,4) x0 y0 x1 y1 px."""
+    place, side = _field(path, records, "center", (2,)) - 1, SCALE_PX * _field(path, records, "scale", ())
+    low, high = _extent(joints, known)
+    enough = (known.sum(1) >= 2) & ((high - low).max(1) > 0)
+    lost = np.flatnonzero(~enough & ~(np.isfinite(place).all(-1) & (side > 0)))
+    if len(lost):
+        i = int(lost[0])
+        raise DataError(
+            f"{path}: record {i} ({records[i]['image']}) has {int(known[i].sum())} joints and no 'center' and 'scale', "
+            "expected two joints or a place; records are never left out, as results must stay in order"
+        )
+    center = np.where(enough[:, None], (low + high) / 2, place)
+    size = np.where(enough[:, None], high - low, side[:, None])
+    size = BOX_MARGIN * np.stack([np.maximum(size[:, 0], aspect * size[:, 1]), np.maximum(size[:, 1], size[:, 0] / aspect)], -1)
+    return np.concatenate([center - size / 2, center + size / 2], -1)
+
+
+# --------------------------------------------------------------------------------------------------------- gt_valid.mat
+
+
+def _truth(path: Path, records: Path, joints: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What MPII's evaluation compares with: joints (N,16,2) px counted from 0, which exist (N,16), head boxes (N,2,2)."""
+    sio = need("scipy.io", f"{path}: reading it")
+    try:
+        mat = sio.loadmat(path)
+        names = [_text(cell) for cell in np.ravel(mat["dataset_joints"])]
+        missing, heads = np.atleast_2d(mat["jnt_missing"]), mat["headboxes_src"].astype(np.float64)
+        x_img = mat["pos_gt_src"].astype(np.float64) - 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}), expected dataset_joints, jnt_missing, pos_gt_src and headboxes_src; download it again"
+        ) from None
+    unknown = [name for name in names if name not in MAT_JOINTS]
+    if unknown or len(names) != JOINTS:
+        raise DataError(f"{path}: dataset_joints are {names}, expected {list(MAT_JOINTS)}; download the file again")
+    if x_img.ndim == 2:  # MATLAB drops a last dimension of 1
+        x_img, heads = x_img[..., None], heads[..., None]
+    count = len(joints)
+    found = x_img.shape[-1]
+    if found != count or missing.shape != (JOINTS, found) or heads.shape != (2, 2, found) or x_img.shape[:2] != (JOINTS, 2):
+        raise DataError(
+            f"{path}: holds {found} people, but {records} has {count} records; both must list the same people in the same order, so "
+            "take both files from one download, and leave no record out"
+        )
+    order = [names.index(name) for name in _mat_order()]
+    x_img, exists = x_img[order].transpose(2, 0, 1), (missing[order] == 0).T
+    both = exists & known
+    apart = np.where(both, np.abs(x_img - np.where(known[..., None], joints, 0)).max(-1), 0).max(1)
+    wrong = np.flatnonzero(apart > AGREE_PX)
+    if len(wrong):
+        i = int(wrong[0])
+        raise DataError(
+            f"{path}: {len(wrong)} of {count} people are not those of {records}: the joints of record {i} lie {apart[i]:.4g} px apart, "
+            f"expected at most {AGREE_PX:g}; the files are of different versions or in another order, so take both from one download"
+        )
+    return np.where(exists[..., None], x_img, 0), exists, heads.transpose(2, 0, 1)
+
+
+def _text(cell: Any) -> str:
+    while isinstance(cell, np.ndarray) and cell.size == 1:
+        cell = cell.ravel()[0]
+    return str(cell)
+
+
+def _mat_order() -> list[str]:
+    """The names of gt_valid.mat in the order of SKELETON."""
+    short = {joint: name for name, joint in MAT_JOINTS.items()}
+    return [short[joint] for joint in skeletons.get(SKELETON).joints]
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def write(
+    ann: Annotations,
+    root: str | Path,
+    split: str,
+    image: Callable[[int], np.ndarray] | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> None:
+    """Writes annot/<split>.json, gt_valid.mat for `valid`, and the images if there is something to make them.
+
+    Joints are converted to MPII's by name. Head boxes come from `head_px`; where that is unknown, the head is taken to be as long as
+    from `upper_neck` to `head` and at least a tenth of the extent of the joints, and the box is a square about the middle of the two.
+
+    Args:
+        ann: the table; observations without image are refused.
+        root: folder of the data set, made if missing.
+        split: name of the file.
+        image: i -> (H,W,3) uint8 RGB of row i of ann.images; None writes no images. With workers it must be picklable.
+        workers, progress: see lib.dataset.formats.files.write_images.
+
+    Raises:
+        DataError: the split or one of its images exists, or an observation has no image or no box.
+    """
+    root = Path(root)
+    ann = ann.check(f"annotations to be written to {root} ({split})").to_skeleton(SKELETON)
+    lost = np.flatnonzero((ann.image < 0) | ~np.isfinite(ann.box).all(-1))
+    if len(lost):
+        raise DataError(f"{root}: {len(lost)} observations have no image or no box (row {lost[0]}), expected both; leave them out")
+    path, truth = root / "annot" / f"{split}.json", root / "annot" / TRUTH
+    refuse_existing(path)
+    names = _image_names(ann, split, keep=image is None)
+    known = ann.conf > 0
+    joints = np.where(known[..., None], ann.x_img.astype(np.float64) + 1, -1)
+    center = (ann.box[:, :2] + ann.box[:, 2:]).astype(np.float64) / 2 + 1
+    side = (ann.box[:, 2:] - ann.box[:, :2]).astype(np.float64).max(1)
+    records = [
+        {
+            "image": names[i].removeprefix("images/"),
+            "center": c.round(4).tolist(),
+            "scale": round(float(s) / (BOX_MARGIN * SCALE_PX), 6),
+            "joints": x.round(4).tolist(),
+            "joints_vis": v.astype(int).tolist(),
+        }
+        for i, c, s, x, v in zip(ann.image, center, side, joints, known, strict=True)
+    ]
+    with new_file(path) as part:
+        part.write_text(json.dumps(records))
+        if image is not None:
+            place_images(root, names, image, split, workers, f"{root}: {split}" if progress else None)
+        if split == "valid":
+            with new_file(truth) as part_mat, open(part_mat, "xb") as file:
+                need("scipy.io", f"{truth}: writing it").savemat(file, _mat(ann, joints, known))
+
+
+def _image_names(ann: Annotations, split: str, keep: bool) -> list[str]:
+    names = [name.decode() for name in ann.images]
+    if keep and all(name.startswith("images/") for name in names):
+        return names
+    flat = [name.removeprefix("images/").replace("/", "_").rpartition(".")[0] for name in names]
+    return [f"images/{name if name.startswith(split) else f'{split}_{name}'}.jpg" for name in flat]
+
+
+def _mat(ann: Annotations, joints: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
+    """The contents of gt_valid.mat; joints (N,16,2) px counted from 1."""
+    skeleton = skeletons.get(SKELETON)
+    ends = skeleton.indices(["upper_neck", "head"])
+    spot, length = joints[:, ends].mean(1), np.linalg.norm(joints[:, ends[1]] - joints[:, ends[0]], axis=-1)
+    there = known[:, ends].all(1)
+    low, high = _extent(joints, known)
+    extent = np.where(known.any(1), (high - low).max(1), (ann.box[:, 2:] - ann.box[:, :2]).max(1))
+    made_up = np.maximum(np.where(there, length, 0), SHORT_HEAD * extent)
+    head_px = np.where(np.isfinite(ann.head_px), ann.head_px, made_up)
+    spot = np.where(there[:, None], spot, (ann.box[:, :2] + ann.box[:, 2:]) / 2 + 1)
+    half = (head_px / HEAD_BIAS / 2 / np.sqrt(2))[:, None]
+    return {
+        "dataset_joints": np.array([_mat_order()], dtype=object),
+        "jnt_missing": (~known).T.astype(np.uint8),
+        "pos_gt_src": joints.transpose(1, 2, 0),
+        "headboxes_src": np.stack([spot - half, spot + half]).transpose(0, 2, 1),
+    }
+
+
+def write_predictions_mat(path: str | Path, x_img: np.ndarray) -> None:
+    """The file that MPII's evaluation reads: `preds` (N,16,2), counted from 1, in the order of the JSON file.
+
+    Args:
+        path: file to be made, such as pred.mat.
+        x_img: (N,16,2) px counted from 0, one row per record, joints in the order of mpii16.
+
+    Raises:
+        DataError: the shape is another, or the file exists.
+    """
+    x_img = np.asarray(x_img, dtype=np.float64)
+    if x_img.ndim != 3 or x_img.shape[1:] != (JOINTS, 2) or not np.isfinite(x_img).all():
+        raise DataError(f"{path}: predictions have shape {x_img.shape}, expected (N, {JOINTS}, 2) finite pixels of skeleton {SKELETON}")
+    with new_file(path) as part, open(part, "xb") as file:
+        need("scipy.io", f"{path}: writing it").savemat(file, {"preds": x_img + 1})
+
+
+def check(root: str | Path, split: str | None = None) -> list[str]:
+    """What is missing or wrong in a tree, one sentence each; empty = good. Without `split`, all splits of annot/."""
+    root = Path(root)
+    names = [split] if split else [p.stem for p in sorted((root / "annot").glob("*.json"))]
+    if not names:
+        return [f"{root}/annot: no annotations (.json) found, expected some of {', '.join(SPLITS)}; set the root to MPII's folder"]
+    said = []
+    for name in names:
+        path = root / "annot" / f"{name}.json"
+        try:
+            ann = read(root, name).check(str(path))
+        except DataError as error:
+            said.append(str(error))
+            continue
+        said += findings(ann, root, str(path))
+        if name == "valid" and not np.isfinite(ann.head_px).any():
+            said.append(f"{root}/annot/{TRUTH}: is missing or holds no head box, expected one per person; PCKh needs it")
+        empty = int((ann.conf > 0).any(1).size - (ann.conf > 0).any(1).sum())
+        if empty and name != "test":
+            said.append(f"{path}: {empty} of {len(ann)} records have no joint at all, expected joints; is it the right split?")
+    return said
