@@ -49,8 +49,9 @@ WEIGHTS_HELP = "see models/README.md for the download, or train what makes it fi
 
 TREE = Group("", {
     "TASK": Key("integral", "What is trained and how it is judged: a network on annotated joints (integral), or on "
-                "joints that are triangulated from a frozen 2D network in several views (epipolar).",
-                choices=("integral", "epipolar")),
+                "joints that are triangulated from a frozen 2D network in several views (epipolar), or a small "
+                "network that cleans the 3D poses of another one (refine).",
+                choices=("integral", "epipolar", "refine")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
     "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
@@ -69,7 +70,8 @@ TREE = Group("", {
         "TRAIN_SET": Key("train", "Split that is trained on."),
         "TEST_SET": Key("valid", "Split that is evaluated."),
         "SKELETON": Key("", "Joint set that the annotations are converted to; empty = that of the files."),
-        "SUBJECTS": Key([], "Names of the subjects that are used; empty = all.", of=str),
+        "MPII_ORDER": Key(False, "Learn and judge the 16 joints of MPII, whatever the files hold; short for SKELETON mpii16."),
+        "SUBJECTS": Key([], "Names of the subjects that are trained on; empty = all of TRAIN_SET.", of=str),
         "VIEWS": Key([], "Indices of the cameras that are used; empty = all.", CAMERAS),
         "OPTIONS": Key({}, "Further arguments of the format's `read` function, by name; unknown ones are an error."),
         "DEPTH_RANGE": Key(2000.0, "Millimetres that the depth bins span, centred on the root joint.", POSITIVE),
@@ -83,6 +85,12 @@ TREE = Group("", {
         "ROT_PROB": Key(0.6, "Probability of the rotation.", FRACTION),
         "COLOR_FACTOR": Key(0.2, "Spread of the random factor on each colour channel; 0 = off.", FRACTION),
         "OCCLUSION": Key(False, "Paste objects over training samples."),
+        "VOC": Key("", "Folder of Pascal VOC 2012, whose objects are pasted; empty or missing = made-up objects."),
+        "CACHE": Key("", "Folder of a cache of person crops, which training then reads in place of whole images; auto = .crops in "
+                     "ROOT, empty = none. It follows changed boxes and images by itself; evaluation never reads it."),
+        "CACHE_SIZE": Key(384, "Longer side of a cached crop, in pixels; smaller ones are kept as they are.", at_least(32)),
+        "CACHE_MARGIN": Key(1.5, "Side of a cached crop, as a factor on the box; what augmentation shows beyond it is read from the "
+                            "whole image.", at_least(1)),
         "Z_WEIGHT": Key(1.0, "Weight of the depth coordinate in the loss.", at_least(0)),
     }),
     "MODEL": Group("The network, and the weights it starts from.", {
@@ -130,9 +138,11 @@ TREE = Group("", {
         "OPTIMIZER": Key("adam", "Optimiser.", choices=("adam", "adamw", "sgd")),
         "LR": Key(0.001, "Learning rate at the start (after the warm-up).", POSITIVE),
         "SCHEDULE": Key("multistep", "Course of the learning rate.",
-                        choices=("multistep", "cosine", "exponential", "constant")),
+                        choices=("multistep", "cosine", "exponential", "staircase", "constant")),
         "LR_STEP": Key([90, 120], "Epochs at which the multistep schedule multiplies the rate by LR_FACTOR.", EPOCHS),
-        "LR_FACTOR": Key(0.1, "Factor of the multistep (per entry of LR_STEP) or exponential (per epoch) schedule.",
+        "LR_EVERY": Key(100000, "Steps after which the staircase schedule multiplies the rate by LR_FACTOR again.", at_least(1)),
+        "LR_FACTOR": Key(0.1, "Factor of the multistep (per entry of LR_STEP), exponential (per epoch) or staircase (per LR_EVERY "
+                         "steps) schedule.",
                          Check(lambda v: 0 < v <= 1, "more than 0, at most 1")),
         "WARMUP_STEPS": Key(0, "Steps over which the rate rises linearly from 0.", at_least(0)),
         "WD": Key(0.0, "Weight decay (coupled in adam and sgd, decoupled in adamw).", at_least(0)),
@@ -147,9 +157,16 @@ TREE = Group("", {
     "TEST": Group("Evaluation.", {
         "BATCH_SIZE": Key(32, "Samples per batch and process.", at_least(1)),
         "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image."),
+        "SUBJECTS": Key([], "Names of the subjects that are evaluated; empty = all of TEST_SET.", of=str),
         "PROTOCOL": Key("", "Free name of the protocol, printed and stored with the results."),
-        "JOINTS": Key("", "Joint set of the metrics: empty = all joints, 14 = the common fourteen.", choices=("", "14"),
+        "JOINTS": Key("", "Joint set of the metrics: empty = all joints, 14 = the common fourteen, 3dhp14 = the fourteen of "
+                      "MPI-INF-3DHP (head and neck, no pelvis).", choices=("", "14", "3dhp14"),
                       alias={14: "14"}),
+        "VARIANTS": Key(["standard"], "Definitions of the metrics: standard, and reference for those of EpipolarPose's release "
+                        "beside them.", each(lambda e: e in ("standard", "reference"), "standard, reference or both"), of=str),
+        "PSS": Key("auto", "Pose Structure Score, where its clusters (pss-<skeleton>-<K>.npz) lie in DATASET.ROOT: "
+                   "scripts/prepare.py pss makes them, and the embedded world makes its own.", choices=("auto", "off"),
+                   alias={False: "off"}),
         "DECODE": Key("auto", "How joints are read from heatmaps: soft-argmax, or maximum, refined by Taylor (dark) or "
                       "by a quarter of a cell; auto = soft, but for LOSS.FN HeatmapMSELoss quarter or argmax as "
                       "POST_PROCESS says.", choices=("auto", "soft", "dark", "quarter", "argmax")),
@@ -173,6 +190,27 @@ TREE = Group("", {
         "THRESHOLD_PX": Key(15.0, "Reprojection error, in pixels of the full image, above which a joint gets no label; "
                             "0 = off.", at_least(0)),
         "MIN_CONF": Key(0.0, "Confidence of the teacher below which a view does not take part.", FRACTION),
+        "EXTRINSICS": Key("known", "Rotation and translation of the training cameras: as annotated, or estimated from the teacher's "
+                          "joints alone (without R/t); intrinsics are always known.", choices=("known", "estimated")),
+        "SCALE": Key("body", "What sets the unit of an estimated rig: the length of the body, the distance of its first two cameras, "
+                     "or nothing (none: people's boxes are taken to be DEPTH_RANGE mm wide).", choices=("body", "baseline", "none")),
+        "BODY_MM": Key(0.0, "Sum of the bone lengths for SCALE body, in mm; 0 = an average adult (4150 in h36m17).", at_least(0)),
+        "BASELINE_MM": Key(0.0, "Distance of the first two cameras of each rig for SCALE baseline, in mm.", at_least(0)),
+        "RIG_FRAMES": Key(500, "Instants, drawn at random, that each rig is estimated from.", at_least(2)),
+    }),
+    "REFINE": Group("The network of refiner/ that cleans predicted 3D poses, and the pairs of poses it learns from.", {
+        "TRAIN": Key("", "Pairs to train on: predictions.npz of a run, or a published train.pkl."),
+        "VALID": Key("", "Pairs to judge on, in either form; empty = those of HOLDOUT."),
+        "HOLDOUT": Key([], "Subjects of TRAIN that are not trained on.", of=str),
+        "NORM": Key("", "Published norm.pkl, for weights that come without means and deviations.",
+                    path="it comes with the published pairs; leave REFINE.NORM empty to compute it from REFINE.TRAIN"),
+        "WIDTH": Key(1024, "Width of the hidden layers.", at_least(1)),
+        "STAGES": Key(2, "Residual blocks, the first of them before the first prediction.", at_least(1)),
+        "DROPOUT": Key(0.5, "Probability of dropout.", Check(lambda v: 0 <= v < 1, "at least 0 and less than 1")),
+        "LEAKY": Key(False, "Leaky ReLU, as in the paper's text, instead of ReLU, as in its code."),
+        "RESIDUAL": Key(False, "Predict a correction of the input instead of the pose itself."),
+        "NOISE_MM": Key(0.0, "Standard deviation of the noise added to each training input coordinate.", at_least(0)),
+        "JOINT_DROP": Key(0.0, "Probability that a joint of a training input is hidden from the network.", FRACTION),
     }),
     "SYNTH": Group("The embedded world that is generated into DATASET.ROOT when that folder is missing.", {
         "PRETRAIN": Key(4000, "Instants of the 2D pretraining split.", at_least(0)),
@@ -182,6 +220,7 @@ TREE = Group("", {
         "RIG": Key("h36m", "Arrangement of the cameras: h36m, panoptic5, ring, or ring and their number."),
         "OBJECTS": Key(True, "Put boxes and pillars into the rooms, which hide parts of the people now and then."),
         "SEED": Key(0, "Seed of the world.", at_least(0)),
+        "NATIVE": Key(False, "Make the embedded world in the layout that DATASET.DATASET names, as if it were that data set."),
     }),
 })
 
@@ -194,13 +233,11 @@ LEGACY = {
     "CUDNN": "see DETERMINISTIC",
     "DATASET.NUM_CAMS": "the cameras are counted in the annotations; see DATASET.VIEWS",
     "DATASET.TRI": "TASK epipolar triangulates",
-    "DATASET.MPII_ORDER": "set DATASET.SKELETON to mpii16",
     "DATASET.BG_AUG": "never did anything",
     "DATASET.SELECT_DATA": "never did anything",
     "DATASET.DATA_FORMAT": "images are read by their path",
     "DATASET.HYBRID_JOINTS_TYPE": "never did anything",
     "DATASET.TEST_FLIP": "see TEST.FLIP_TEST",
-    "DATASET.VOC": "occluding objects are procedural",
     "LOSS.USE_TARGET_WEIGHT": "a joint without label never counts",
     "LOSS.USE_SOFT": "never did anything",
     "LOSS.DEPTH_LAMBDA": "never did anything; see DATASET.Z_WEIGHT",

@@ -49,9 +49,9 @@ class Evaluation:
         return "  ".join(f"{name} {value:.4g}" for name, value in shown[:6]) or "no evaluation set"
 
     def results(self) -> dict[str, Any]:
-        """metrics, per_joint, per_action, counts of the first set; those of the others under `other_sets`."""
+        """metrics, per_joint, per_action, counts, protocol of the first set; those of the others under `other_sets`."""
         (_, first), *others = [(name, scores.report.to_dict()) for name, scores in self.sets.items()] or [("", {})]
-        empty = {"metrics": {}, "per_joint": {}, "per_action": {}, "counts": {}}
+        empty = {"metrics": {}, "per_joint": {}, "per_action": {}, "counts": {}, "protocol": {}}
         return {**empty, **first, **({"other_sets": dict(others)} if others else {})}
 
     def predictions(self) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ def predicted_arrays(pred: dict[str, torch.Tensor], batch: dict) -> dict[str, np
 
 
 def join_arrays(parts: list[dict[str, np.ndarray]], dataset: Dataset) -> dict[str, np.ndarray]:
-    """All batches in one, sorted by id, with the image paths where the set has annotations."""
+    """All batches in one, sorted by id; where the set has annotations, with skeleton (), images, subjects and actions (N,)."""
     if not parts:
         return {}
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -134,4 +134,8 @@ def join_arrays(parts: list[dict[str, np.ndarray]], dataset: Dataset) -> dict[st
     if ann is not None and len(ann.images):
         image = ann.image[joined["ids"]]
         joined["images"] = np.char.decode(np.where(image >= 0, ann.images[image], b""), "utf-8")
+    if ann is not None:
+        sequence = ann.sequence[joined["ids"]]
+        names = {"subjects": ann.subjects[sequence], "actions": ann.actions[sequence]}
+        joined |= {key: np.char.decode(name, "utf-8") for key, name in names.items()} | {"skeleton": np.array(ann.skeleton)}
     return joined

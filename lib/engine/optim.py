@@ -18,6 +18,11 @@ def exponential(step: int, steps_per_epoch: int, factor: float) -> float:
     return factor ** (step // steps_per_epoch)
 
 
+def staircase(step: int, every: int, factor: float) -> float:
+    """`factor` once more after each `every` steps; the schedule of EpipolarPose's refiner."""
+    return factor ** (step // every)
+
+
 def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
     """Half a cosine from 1, where the warm-up ends, to 0 at the end of training."""
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -34,6 +39,7 @@ def lr_factor(step: int, train, steps_per_epoch: int, total_steps: int) -> float
     values = {
         "multistep": lambda: multistep(step, steps_per_epoch, train.LR_STEP, train.LR_FACTOR),
         "exponential": lambda: exponential(step, steps_per_epoch, train.LR_FACTOR),
+        "staircase": lambda: staircase(step, train.LR_EVERY, train.LR_FACTOR),
         "cosine": lambda: cosine(step, total_steps, train.WARMUP_STEPS),
         "constant": lambda: 1.0,
     }

@@ -7,6 +7,7 @@ from lib.tasks.base import Step, Task
 TASKS = {
     "integral": "lib.tasks.integral:IntegralTask",
     "epipolar": "lib.tasks.epipolar:EpipolarTask",
+    "refine": "refiner.task:RefineTask",
 }
 
 __all__ = ["TASKS", "Step", "Task", "build"]

@@ -35,4 +35,6 @@ def restore(path: str | Path, fallback: Config | None = None) -> Task:
         )
     task = build(cfg)
     load_into(task.model, checkpoint, strict=True)
+    if checkpoint.meta.get("task_extra"):
+        task.load_extra_state(checkpoint.meta["task_extra"])
     return task.eval()

@@ -1,0 +1,1 @@
+"""The refinement unit of EpipolarPose: a small network that cleans 3D poses of another network."""
