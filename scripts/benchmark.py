@@ -4,9 +4,11 @@
     python scripts/benchmark.py geometry --points 20000 --rounds 3       # quicker
     python scripts/benchmark.py geometry --compile --json bench.json     # also torch.compile; numbers into a file
     python scripts/benchmark.py geometry --check                  # exit status 1 when a target is missed
+    python scripts/benchmark.py metrics                           # evaluation of 10,000 poses: poses/s, ratios
+    python scripts/benchmark.py loader                            # training samples/s of one worker, with and without crop cache
 
-All contestants run in one process, interleaved (A B C A B C ...), on one thread; what they compute is compared
-first. Numbers are medians over the rounds of processor time (wall time on other devices than the CPU). Compare
+All contestants run in one process (loader: each in its own), interleaved (A B C A B C ...), on one thread; what they
+compute is compared first. Numbers are medians over the rounds of processor time (wall time on other devices than the CPU). Compare
 ratios: absolute numbers depend on the machine and its other load.
 """
 
@@ -22,8 +24,17 @@ from lib.errors import ParallaxError, RunError
 from lib.registry import resolve
 
 # Each names a function (args) -> harness.Report; its module may define options(parser) for arguments of its own.
-COMMANDS = {"geometry": "scripts.benchmarks.geometry:run"}
-SUMMARY = {"geometry": "triangulation beside OpenCV, batched SVD and per-point loops"}
+COMMANDS = {
+    "geometry": "scripts.benchmarks.geometry:run",
+    "loader": "scripts.benchmarks.loader:run",
+    "metrics": "scripts.benchmarks.metrics:run",
+}
+SUMMARY = {
+    "geometry": "triangulation beside OpenCV, batched SVD and per-point loops",
+    "loader": "training samples from whole frames and from the crop cache, beside the usual order of steps",
+    "metrics": "evaluation of 3D poses beside loops over poses and a batched SVD",
+}
+SIZES = {"geometry": ("points", 100_000), "loader": ("samples", 1000), "metrics": ("poses", 10_000)}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,7 +43,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         sub = commands.add_parser(name, help=SUMMARY[name], description=SUMMARY[name])
-        sub.add_argument("--points", type=int, default=100_000, help="points of the batched contestants (%(default)s)")
+        items, count = SIZES[name]
+        described = f"{items} of the batched contestants (%(default)s)"
+        sub.add_argument(f"--{items}", dest="points", type=int, default=count, metavar="N", help=described)
         sub.add_argument("--rounds", type=int, default=5, help="the median of so many rounds is given (%(default)s)")
         sub.add_argument("--device", default=None, help="torch device of our contestants (default: the processor)")
         sub.add_argument("--compile", action="store_true", help="also measure with torch.compile")
@@ -45,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         if args.points < 1000 or args.rounds < 1:
-            raise RunError(f"--points {args.points} --rounds {args.rounds}: expected at least 1000 points and one round")
+            items = SIZES[args.command][0]
+            raise RunError(f"--{items} {args.points} --rounds {args.rounds}: expected at least 1000 {items} and one round")
         if args.json and not args.json.parent.is_dir():
             raise RunError(f"--json {args.json}: the folder {args.json.parent} does not exist; create it first")
         report = resolve(COMMANDS, args.command, "command")(args)

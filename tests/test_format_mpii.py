@@ -272,3 +272,11 @@ def test_predictions_for_mpii_count_from_one(tmp_path):
         mpii.write_predictions_mat(tmp_path / "pred.mat", x)
     with pytest.raises(DataError, match=r"shape \(3, 15, 2\)"):
         mpii.write_predictions_mat(tmp_path / "other.mat", x[:, :15])
+
+
+@pytest.mark.parametrize("keep", [0, 100, 600], ids=["empty", "header", "cut short"])
+def test_damaged_head_boxes_are_named(tree, keep):
+    path = tree / "annot" / "gt_valid.mat"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match="gt_valid.mat: cannot be read"):
+        mpii.read(tree, "valid")

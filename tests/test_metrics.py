@@ -1,18 +1,22 @@
 """Metrics: hand-made numbers, slow twins, the recorded evaluation of EpipolarPose's release; evaluators and rows."""
 
 import math
+import re
 import time
 
 import numpy as np
 import pytest
 import torch
 
+from lib.config import defaults
+from lib.engine import run_dir
 from lib.errors import ConfigError, DataError, GeometryError, RunError
-from lib.metrics import METRICS, Keypoint2DEvaluator, PoseEvaluator
+from lib.metrics import METRICS, Keypoint2DEvaluator, PoseEvaluator, Report, pose
 from lib.metrics.keypoints import HEAD_BIAS, heatmap_accuracy, pckh, pckh_table
 from lib.metrics.pose import aligned_joint_errors, axis_errors, joint_errors, joint_set, mpjpe, n_mpjpe, pa_mpjpe
 from lib.metrics.procrustes import procrustes
 from lib.skeleton import convert, get
+from scripts.benchmarks import metrics as metrics_race
 from tests.conftest import golden, golden_json
 
 
@@ -320,8 +324,60 @@ def test_report_holds_the_metrics_by_name():
     assert list(report.per_joint["mpjpe_mm"]) == list(get("h36m17").joints)
     table = report.table()
     assert table.split("\n")[0].split() == ["mpjpe_mm", f"{report.metrics['mpjpe_mm']:.2f}"]
-    assert "Walking" in table and "l_wrist" in table and "12 poses" in table
+    assert "Protocol 2, pa_mpjpe_mm" in table and "l_wrist" in table and "12 poses" in table
     assert report.to_dict()["metrics"] == report.metrics
+
+
+def test_action_table_is_laid_out_as_papers_print_it():
+    """A row per protocol, Human3.6M's actions in the published order, the mean over poses and that over actions."""
+    gt = people(10)
+    pred = gt + 40 * torch.randn_like(gt)
+    actions = ["Waving", "Walking", "Walking", "Walking", "WalkTogether", "WalkDog", "Photo", "Posing", "Phoning", "Directions"]
+    report = evaluate(pred, gt, actions=actions).compute()
+    published = ["Directions", "Phoning", "Photo", "Posing", "WalkDog", "Walking", "WalkTogether"]
+    assert list(report.per_action["mpjpe_mm"]) == [*published, "Waving"]
+    head, *rows = [re.split(r"\s{2,}", line.strip()) for line in report.action_table().split("\n")]
+    assert head == ["Dir.", "Phone", "Photo", "Pose", "WalkD.", "Walk", "WalkT.", "Waving", "Mean", "of actions"]
+    assert [row[0] for row in rows] == ["Protocol 1, mpjpe_mm", "Protocol 2, pa_mpjpe_mm", "Protocol 3, n_mpjpe_mm"]
+    errors = n_mpjpe(pred, gt, 0)
+    expected = [errors[k].mean() for k in ([9], [8], [6], [7], [5], [1, 2, 3], [4], [0])]
+    expected += [errors.mean(), torch.stack(expected).mean()]
+    assert [float(cell) for cell in rows[2][1:]] == pytest.approx([value.item() for value in expected], abs=0.06)
+    assert report.action_table() in report.table()
+    assert evaluate(pred, gt).compute().action_table() == ""
+    own = Report({}, per_action={"pck2d_percent": {"Waving": 50.0}})
+    assert own.action_table().split("\n")[1].split() == ["Waving", "50.00"]  # belongs to no protocol
+
+
+def test_reports_say_how_they_were_measured():
+    gt = people(3)
+    protocol = evaluate(gt, gt, joints="14", protocol={"intrinsics": "known"}).compute().to_dict()["protocol"]
+    assert protocol["skeleton"] == "h36m17" and protocol["root"] == "pelvis" and protocol["variants"] == ["standard"]
+    assert sorted(protocol["joints"]) == sorted(pose.JOINT_SETS["14"]) and protocol["intrinsics"] == "known"
+    assert "similarity" in protocol["alignment"]["pa_mpjpe_mm"] and "scale" in protocol["alignment"]["n_mpjpe_mm"]
+
+
+def test_results_files_hold_the_protocol_of_configuration_and_evaluator():
+    gt = people(3)
+    cfg = defaults().with_values({"TEST.PROTOCOL": "p1", "DATASET.VAL_FRAME": 64, "DATASET.OPTIONS": {"exclude_damaged": True}})
+    protocol = run_dir.results(cfg, evaluate(gt, gt).compute().to_dict(), "float32")["protocol"]
+    expected = {"name": "p1", "frame_stride": 64, "excluded": "known damaged sequences", "subjects": "all", "root": "pelvis"}
+    assert expected.items() <= protocol.items() and len(protocol["joints"]) == 17 and "alignment" in protocol
+    without = run_dir.results(defaults(), Report({}).to_dict(), "float32")
+    assert without["protocol"]["excluded"] == "none" and "root" not in without["protocol"]
+
+
+def test_the_whole_report_equals_that_of_one_pose_at_a_time():
+    """The slow twin is the one that scripts/benchmark.py metrics races against."""
+    pred, gt = metrics_race.poses(60)
+    actions = ["Walking", "Eating", "Photo"] * 20
+    report = evaluate(torch.from_numpy(pred), torch.from_numpy(gt), actions=actions, batch=7).compute()
+    slow = metrics_race.evaluate_slowly(pred, gt, actions)
+    assert report.metrics == pytest.approx(slow["metrics"], rel=1e-9)
+    for found, name in ((report.per_joint, "per joint"), (report.per_action, "per action")):
+        assert metrics_race.flat(found) == pytest.approx(metrics_race.flat(slow[name]), rel=1e-9, abs=1e-9)
+    batched = metrics_race.batched_svd(pred.astype(np.float64), gt.astype(np.float64))
+    np.testing.assert_allclose(pa_mpjpe(torch.from_numpy(pred), torch.from_numpy(gt), 0), batched, rtol=1e-9)
 
 
 def test_fourteen_joints_are_limbs_pelvis_and_thorax():

@@ -143,7 +143,10 @@ def create(path: Path, cfg) -> None:
 
 
 def results(cfg, scores: dict[str, Any], number_format: str) -> dict[str, Any]:
-    """The part of results.json that follows from configuration, source tree and the scores of an evaluation."""
+    """The part of results.json that follows from configuration, source tree and the scores of an evaluation.
+
+    `protocol` holds all that must agree where numbers are compared: the part of the configuration, then what the evaluator says.
+    """
     return {
         "task": cfg.TASK,
         "dataset": cfg.DATASET.DATASET,
@@ -151,13 +154,16 @@ def results(cfg, scores: dict[str, Any], number_format: str) -> dict[str, Any]:
             "name": cfg.TEST.PROTOCOL,
             "split": cfg.DATASET.TEST_SET,
             "frame_stride": cfg.DATASET.VAL_FRAME,
+            "subjects": list(cfg.TEST.SUBJECTS) or "all",
             "views": list(cfg.DATASET.VIEWS) or "all",
+            "excluded": "known damaged sequences" if cfg.DATASET.OPTIONS.get("exclude_damaged") else "none",
+            "options": dict(cfg.DATASET.OPTIONS),
             "boxes": f"annotated, side x {cfg.DATASET.BOX_SCALE:g}",
-            "joints": cfg.TEST.JOINTS or "all",
             "flip_test": cfg.TEST.FLIP_TEST,
             "number_format": number_format,
+            **scores.get("protocol", {}),
         },
-        **scores,
+        **{key: value for key, value in scores.items() if key != "protocol"},
         "git_commit": git_commit(),
         "config_hash": cfg.hash(),
     }

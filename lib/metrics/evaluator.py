@@ -1,6 +1,7 @@
 """Evaluators collect predictions batch by batch and make a Report of them; rows can be gathered over processes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,11 +9,14 @@ from torch import Tensor
 
 from lib.errors import ConfigError, DataError, RunError
 from lib.metrics import pose
-from lib.metrics.report import Report
+from lib.metrics.keypoints import pckh, pckh_table
+from lib.metrics.report import PROTOCOLS, Report, action_means, by_published_order
+from lib.metrics.structure import Clusters, pss
 from lib.registry import resolve
 from lib.skeleton import Skeleton, get
 
 VARIANTS = ("standard", "reference")
+PCK_TABLE = ("pck150_percent", "auc_percent")  # by action, too, where MPI-INF-3DHP's joints are judged
 PCK2D = {"pck2d_percent": 0.05, "pck2d_at10_percent": 0.10}  # thresholds as parts of the box (0.05 of 2 m is 10 cm)
 
 
@@ -82,13 +86,14 @@ class RowEvaluator:
     def _per_action(self, ids: Tensor, values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         if self.actions is None:
             return {}
-        names, group = np.unique(np.asarray([str(self.actions[i]) for i in ids.tolist()]), return_inverse=True)
+        names, group = np.unique(np.asarray(self.actions)[ids.numpy()], return_inverse=True)
         table = {}
         for metric, value in values.items():
             known = np.isfinite(value)
             count = np.bincount(group[known], minlength=len(names))
             total = np.bincount(group[known], weights=value[known], minlength=len(names))
-            table[metric] = {str(n): float(t / c) for n, t, c in zip(names, total, count, strict=True) if c}
+            means = {str(n): float(t / c) for n, t, c in zip(names, total, count, strict=True) if c}
+            table[metric] = {name: means[name] for name in by_published_order(means)}
         return table
 
     def _per_joint(self, errors: Tensor) -> dict[str, float]:
@@ -98,15 +103,22 @@ class RowEvaluator:
 
 
 class PoseEvaluator(RowEvaluator):
-    """3D poses in mm: MPJPE and its relatives, PCK, AUC, per axis, joint and action.
+    """3D poses in mm: MPJPE and its relatives, PCK, AUC, per axis, joint and action, and the Pose Structure Score.
+
+    The protocols of Human3.6M are metrics here, all of which are always given: Protocol 1 is mpjpe_mm (centred on the root, no
+    other alignment), Protocol 2 pa_mpjpe_mm (similarity fitted to the same joints), Protocol 3 n_mpjpe_mm (centred on the root,
+    best scale). `*_mm` is the mean over poses, as published; `*_action_mean_mm` the mean of the actions' means. MPI-INF-3DHP reports
+    pck150_percent and auc_percent, and n_pck150_percent after the best scale, over the joint set "3dhp14".
 
     Args:
         root: name of the joint poses are centred on; None takes the skeleton's own root.
         joints: '' for all joints or a name of JOINT_SETS: what the main numbers are averaged over.
         variants: "standard", and "reference" for the definitions of EpipolarPose's release beside them.
+        structure: clusters for the Pose Structure Score, one number pss<K>_percent each; over all joints, whatever `joints` says.
+        protocol: what else the report should say about how the poses came about.
 
     Raises:
-        ConfigError: unknown joint set or variant, or the skeleton lacks a joint of the set.
+        ConfigError: unknown joint set or variant, the skeleton lacks a joint of the set, or the clusters are of another one.
     """
 
     def __init__(
@@ -116,9 +128,12 @@ class PoseEvaluator(RowEvaluator):
         actions: Sequence[str] | None = None,
         joints: str | None = None,
         variants: Sequence[str] = ("standard",),
+        structure: Sequence[Clusters] = (),
+        protocol: Mapping[str, Any] | None = None,
     ):
         super().__init__(skeleton, actions)
         self.root = self.skeleton.index(root or self.skeleton.root)
+        self.joint_set = joints or ""
         self.joints: list[int] | None = None
         if joints:
             resolve(pose.JOINT_SETS, joints, key="TEST.JOINTS")
@@ -132,6 +147,13 @@ class PoseEvaluator(RowEvaluator):
         for variant in variants:
             resolve(dict.fromkeys(VARIANTS), variant, key="evaluator variant")
         self.variants = tuple(variants)
+        self.structure, self.protocol = tuple(structure), dict(protocol or {})
+        for clusters in self.structure:
+            if clusters.skeleton != self.skeleton.name:
+                raise ConfigError(
+                    f"pose structure: the clusters are of skeleton {clusters.skeleton}, the poses of {self.skeleton.name}; "
+                    "fit clusters to poses of that skeleton"
+                )
 
     def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
         """Add a batch: pred X_cam (B,J,3) mm (and valid (B,J) if some joints are undefined); batch X_cam, X_valid, id.
@@ -158,28 +180,47 @@ class PoseEvaluator(RowEvaluator):
         tables = {key: values.pop(key) for key in ("joint_mm", "joint_pa_mm")}
         arrays = {key: value.numpy() for key, value in values.items()}
         metrics = _means(arrays)
-        per_action = self._per_action(rows["id"], {k: arrays[k] for k in ("mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm")})
-        for key, row in per_action.items():
-            if row:
-                metrics[key.removesuffix("_mm") + "_action_mean_mm"] = float(np.mean(list(row.values())))
+        tabled = (*PROTOCOLS, *PCK_TABLE) if self.joint_set == "3dhp14" else PROTOCOLS
+        per_action = self._per_action(rows["id"], {k: arrays[k] for k in tabled})
         return Report(
-            metrics=metrics,
+            metrics=metrics | action_means(per_action),
             per_joint={
                 "mpjpe_mm": self._per_joint(tables["joint_mm"]),
                 "pa_mpjpe_mm": self._per_joint(tables["joint_pa_mm"]),
             },
             per_action=per_action,
             counts={"poses": count, "poses_without_value": int((~np.isfinite(arrays["mpjpe_mm"])).sum())},
+            protocol=self._protocol(),
         )
+
+    def _protocol(self) -> dict[str, Any]:
+        """How these numbers were measured, for results files."""
+        joints = range(self.skeleton.num) if self.joints is None else self.joints
+        return {
+            "skeleton": self.skeleton.name,
+            "joints": [self.skeleton.joints[k] for k in joints],
+            "root": self.skeleton.joints[self.root],
+            "alignment": {
+                "mpjpe_mm": "centred on the root",
+                "pa_mpjpe_mm": "similarity (rotation, translation, scale) fitted to the joints, not centred again",
+                "n_mpjpe_mm": "centred on the root, least-squares scale",
+            },
+            "variants": list(self.variants),
+            "pose_structure": [clusters.describe() for clusters in self.structure],
+            **self.protocol,
+        }
 
     def _values(self, id: Tensor, pred: Tensor, gt: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Per-pose numbers (n,) of one chunk, and its tables of joint errors (n,J)."""
         pred, gt, root, joints = pred.double(), gt.double(), self.root, self.joints
         mask = None if valid.all() else valid
-        axes = pose.axis_errors(pred, gt, root, mask)
+        # What is relative to the root is centred here once, and has no value where the root has none.
+        p, g = pred - pred[:, root, None], gt - gt[:, root, None]
+        rooted = None if mask is None else mask & mask[:, root, None]
+        axes = pose.axis_errors(p, g, None, rooted)
         errors = pose.length(axes)
         aligned = pose.aligned_joint_errors(pred, gt, mask, joints)
-        scaled = pose.scaled_joint_errors(pred, gt, root, mask, joints)
+        scaled = pose.scaled_joint_errors(p, g, None, rooted, joints)
         values = {
             "mpjpe_mm": pose.mean_over(errors, joints),
             "pa_mpjpe_mm": pose.mean_over(aligned, joints),
@@ -196,7 +237,9 @@ class PoseEvaluator(RowEvaluator):
         if fourteen and len(fourteen) < self.skeleton.num:
             values["mpjpe14_mm"] = pose.mean_over(errors, fourteen)
             values["pa_mpjpe14_mm"] = pose.pa_mpjpe(pred, gt, root, mask, fourteen)
-            values["n_mpjpe14_mm"] = pose.n_mpjpe(pred, gt, root, mask, fourteen)
+            values["n_mpjpe14_mm"] = pose.n_mpjpe(p, g, None, rooted, fourteen)
+        for clusters in self.structure:
+            values[clusters.metric] = 100 * pss(pred, gt, clusters, mask)
         if "reference" in self.variants:
             values |= self._reference_values(pred, gt, mask, errors)
         return values
@@ -256,6 +299,44 @@ class Keypoint2DEvaluator(RowEvaluator):
             per_joint={"pck2d_percent": self._per_joint(100 * hits), "error_px": self._per_joint(in_px)},
             per_action=self._per_action(rows["id"], {"pck2d_percent": arrays["pck2d_percent"]}),
             counts={"poses": len(valid), "joints": int(valid.sum())},
+        )
+
+
+class PCKhEvaluator(Keypoint2DEvaluator):
+    """2D joints where the size of the head is known: MPII's PCKh beside the numbers relative to the box.
+
+    Args:
+        head_px: (N,) px by id, NaN where unknown; such samples count in the other numbers only.
+        variants: "standard", and "reference" for EpipolarPose's release, whose Mean@0.1 is taken at 0.11.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        head_px: np.ndarray,
+        actions: Sequence[str] | None = None,
+        variants: Sequence[str] = ("standard",),
+    ):
+        super().__init__(skeleton, actions)
+        for variant in variants:
+            resolve(dict.fromkeys(VARIANTS), variant, key="evaluator variant")
+        self.head_px, self.variants = torch.as_tensor(head_px), tuple(variants)
+
+    def compute(self) -> Report:
+        """MPII's columns first, Head to Ankle, Mean (pckh_percent) and Mean@0.1 (pckh_at10_percent); then the base's."""
+        report, rows = super().compute(), self._sorted_rows()
+        head = self.head_px[rows["id"]]
+        known = head.isfinite()
+        truth = rows["pred"][known], rows["gt"][known], head[known]
+        table = pckh_table(*truth, self.skeleton.joints, rows["valid"][known])
+        if "reference" not in self.variants:
+            table = {key: value for key, value in table.items() if key != "pckh_at11_percent"}
+        hits = 100 * pckh(*truth, rows["valid"][known])
+        return Report(
+            metrics={key: value for key, value in table.items() if np.isfinite(value)} | report.metrics,
+            per_joint={"pckh_percent": self._per_joint(hits)} | report.per_joint,
+            per_action=report.per_action,
+            counts=report.counts | {"heads": int(known.sum())},
         )
 
 

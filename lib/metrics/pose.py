@@ -83,7 +83,9 @@ def mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = Non
 
 def pa_mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
     """Mean error after the similarity fitted to the same joints (Protocol 2); the root plays no part.    -> (N,) mm"""
-    return mean_over(aligned_joint_errors(pred, gt, valid, joints), joints)
+    pred, gt, valid = _inputs(pred, gt, None, valid)
+    valid = None if valid is None else _subset(valid, joints)
+    return mean_over(aligned_joint_errors(_subset(pred, joints), _subset(gt, joints), valid))
 
 
 def n_mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
@@ -135,7 +137,9 @@ METRICS: dict[str, Metric] = {
 
 def mean_over(errors: Tensor, joints: Sequence[int] | None = None) -> Tensor:
     """Mean over the joints that have a value (NaN: none), optionally of a subset.    (N,J) -> (N,)"""
-    return _subset(errors, joints).nanmean(dim=1)
+    errors = _subset(errors, joints)
+    mean = errors.mean(dim=1)
+    return errors.nanmean(dim=1) if mean.isnan().any() else mean  # the plain mean is several times faster
 
 
 def fraction_below(errors: Tensor, thresholds: Sequence[float], joints: Sequence[int] | None = None) -> Tensor:

@@ -1,9 +1,9 @@
 """Similarity alignment of many small point sets in closed form: the speed behind PA-MPJPE.
 
-The rotation is the unit quaternion that belongs to the largest eigenvalue of a symmetric 4x4 matrix (Horn, JOSA A
-1987); the eigenvalue is the largest root of a quartic, found by Newton's method from above (Theobald, Acta Cryst. A
-2005). It must be done in float64: in float32 the quartic costs hundreds of mm. Measured on one core: 2.4 us per pose
-of 17 joints, against 5.7 us by SVD.
+The largest value of the trace that the rotation maximises is the largest root of a quartic, found by Newton's method from
+above (Theobald, Acta Cryst. A 2005); with it the rotation follows from products and cofactors of the 3x3 correlation matrix
+(Markley, FOAM, J. Astronautical Sciences 1993). It must be done in float64: in float32 the quartic costs hundreds of mm.
+`python scripts/benchmark.py metrics` measures it beside the SVD.
 """
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from lib.geometry.alignment import similarity
 
 NEWTON_STEPS = 12
-# Slope of the normalised quartic at its root: the product of the distances to the other eigenvalues, about 1 for a
-# person. Where it is small, two rotations fit nearly as well and the quaternion loses digits: those take the SVD.
+# Slope of the normalised quartic at its root: the product of the distances to the other roots, about 1 for a person.
+# Where it is small, two rotations fit nearly as well and the closed form loses digits: those take the SVD.
 MIN_SLOPE = 0.03
 
 
@@ -59,38 +59,24 @@ def _rotation(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     M (N,3,3) is the sum of x y^T over the points, normalised to singular values of at most 1.
     """
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in M.unbind(-2))
-    a, b, c = yz - zy, zx - xz, xy - yx
-    d, e, f = xy + yx, zx + xz, yz + zy
-    entries = (
-        (xx + yy + zz, a, b, c),
-        (a, xx - yy - zz, d, e),
-        (b, d, yy - xx - zz, f),
-        (c, e, f, zz - xx - yy),
-    )
-    K = torch.stack([torch.stack(row, -1) for row in entries], -2)  # trace 0
-    K2 = K @ K
-    # Newton's identities turn the traces of K^2, K^3, K^4 into the quartic x^4 + c2 x^2 + c1 x + c0.
-    p2, p3, p4 = K.square().sum((1, 2)), (K2 * K).sum((1, 2)), K2.square().sum((1, 2))
-    c2, c1, c0 = -p2 / 2, -p3 / 3, p2.square() / 8 - p4 / 4
-    x = torch.ones_like(c0)  # no eigenvalue of the normalised matrix is above 1, so Newton falls monotonically
+    B = M.permute(2, 1, 0).contiguous()  # (3,3,N), M transposed: with the poses last, every product below runs along memory
+    cofactors = torch.linalg.cross(B[[1, 2, 0]], B[[2, 0, 1]], dim=1)
+    det, square = (B[0] * cofactors[0]).sum(0), B.square().sum((0, 1))
+    # x^4 + c2 x^2 + c1 x + c0, whose roots are s1+s2+s3, s1-s2-s3, s2-s1-s3, s3-s1-s2 for singular values with det's sign.
+    c2, c1, c0 = -2 * square, -8 * det, square.square() - 4 * cofactors.square().sum((0, 1))
+    x = torch.ones_like(c0)  # no root of the normalised matrix is above 1, so Newton falls monotonically
+    step = x
     for _ in range(NEWTON_STEPS):
-        step = (((x * x + c2) * x + c1) * x + c0) / ((4 * x * x + 2 * c2) * x + c1).clamp_min(1e-12)
+        x2 = x * x
+        quadratic = x2 + c2
+        cubic = torch.addcmul(c1, quadratic, x)
+        value, slope = torch.addcmul(c0, cubic, x), torch.addcmul(cubic, x, torch.add(quadratic, x2, alpha=2))
+        step = value / slope.clamp_min(1e-12)
         x = x - step
     slope = (4 * x * x + 2 * c2) * x + c1
     slope = slope.masked_fill(step.abs() > 1e-12, 0.0)  # not converged
-    # By Cayley-Hamilton the adjugate of (x - K). It is slope * q q^T: every column is a multiple of the eigenvector q.
-    adjugate = K2 @ K + x[:, None, None] * K2 + (x * x + c2)[:, None, None] * K
-    adjugate.diagonal(dim1=1, dim2=2).add_((((x * x + c2) * x) + c1)[:, None])
-    longest = adjugate.diagonal(dim1=1, dim2=2).argmax(1)
-    q = adjugate.gather(1, longest[:, None, None].expand(-1, 1, 4))[:, 0]
-    w, i, j, k = (q / q.norm(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)).unbind(-1)
-    R = torch.stack(
-        [
-            w * w + i * i - j * j - k * k, 2 * (i * j - w * k), 2 * (i * k + w * j),
-            2 * (i * j + w * k), w * w - i * i + j * j - k * k, 2 * (j * k - w * i),
-            2 * (i * k - w * j), 2 * (j * k + w * i), w * w - i * i - j * j + k * k,
-        ],
-        dim=-1,
-    )  # fmt: skip
-    return R.unflatten(-1, (3, 3)), x, slope
+    kappa = (x * x - square) / 2
+    BtB = (B[:, :, None] * B[:, None]).sum(0)
+    BBtB = (B[:, :, None] * BtB[None]).sum(1)
+    R = ((kappa + square) * B + x * cofactors - BBtB) / (slope / 8).clamp_min(torch.finfo(x.dtype).tiny)
+    return R.permute(2, 0, 1).contiguous(), x, slope

@@ -1,6 +1,17 @@
-"""What an evaluation returns: flat named numbers, rows per joint and per action, counts."""
+"""What an evaluation returns: flat named numbers, rows per joint and per action, counts, and how they were measured."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+# The actions of Human3.6M in the order of published tables, and the heads of their columns there.
+ACTIONS = {
+    "Directions": "Dir.", "Discussion": "Disc.", "Eating": "Eat", "Greeting": "Greet", "Phoning": "Phone", "Photo": "Photo",
+    "Posing": "Pose", "Purchases": "Purch.", "Sitting": "Sit", "SittingDown": "SitD.", "Smoking": "Smoke", "Waiting": "Wait",
+    "WalkDog": "WalkD.", "Walking": "Walk", "WalkTogether": "WalkT.",
+}  # fmt: skip
+# The protocols of Human3.6M by the metric that each one reports: no alignment but the root, a similarity, a scale.
+PROTOCOLS = {"mpjpe_mm": "Protocol 1", "pa_mpjpe_mm": "Protocol 2", "n_mpjpe_mm": "Protocol 3"}
 
 
 @dataclass(frozen=True)
@@ -14,6 +25,7 @@ class Report:
     per_joint: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> joint name -> value
     per_action: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> action -> mean over its poses
     counts: dict[str, int] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)  # what tells these numbers from others of the same name
 
     def to_dict(self) -> dict[str, dict]:
         """Plain dictionaries, ready for JSON."""
@@ -22,24 +34,57 @@ class Report:
             "per_joint": {name: dict(row) for name, row in self.per_joint.items()},
             "per_action": {name: dict(row) for name, row in self.per_action.items()},
             "counts": dict(self.counts),
+            "protocol": dict(self.protocol),
         }
 
     def table(self) -> str:
-        """Aligned text: the metrics, then one row per action and one per joint, with a column per metric."""
-        parts = [_rows({name: {"value": value} for name, value in self.metrics.items()}, header=False)]
-        for title, columns in (("action", self.per_action), ("joint", self.per_joint)):
-            if columns:
-                labels = list(dict.fromkeys(label for column in columns.values() for label in column))
-                rows = {label: {name: column.get(label) for name, column in columns.items()} for label in labels}
-                parts.append(_rows(rows, title=title))
+        """Aligned text: the metrics, the actions (see action_table), then one row per joint with a column per metric."""
+        parts = [_rows({name: {"value": value} for name, value in self.metrics.items()}, header=False), self.action_table()]
+        if self.per_joint:
+            parts.append(_tall(self.per_joint, "joint"))
         if self.counts:
             parts.append(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.counts.items()))
-        return "\n\n".join(parts)
+        return "\n\n".join(part for part in parts if part)
+
+    def action_table(self) -> str:
+        """As papers print it: a row per protocol, a column per action, the mean over poses, and the mean of the actions' means.
+
+        Metrics that belong to no protocol get a row per action; empty without actions.
+        """
+        actions = by_published_order({name for column in self.per_action.values() for name in column})
+        if not actions or not set(self.per_action) <= set(PROTOCOLS):
+            return _tall(self.per_action, "action") if actions else ""
+        rows = {}
+        for metric, column in self.per_action.items():
+            means = {"Mean": self.metrics.get(metric), "of actions": self.metrics.get(_action_mean(metric))}
+            rows[f"{PROTOCOLS[metric]}, {metric}"] = {ACTIONS.get(a, a): column.get(a) for a in actions} | means
+        return _rows(rows, digits=1)
 
 
-def _rows(rows: dict[str, dict[str, float | None]], title: str = "", header: bool = True) -> str:
+def by_published_order(actions: Iterable[str]) -> list[str]:
+    """Human3.6M's actions in the order of published tables, then all others by name."""
+    order = list(ACTIONS)
+    return sorted(actions, key=lambda name: (order.index(name) if name in ACTIONS else len(order), name))
+
+
+def action_means(per_action: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean of the actions' means of each metric: mpjpe_mm -> mpjpe_action_mean_mm."""
+    return {_action_mean(metric): sum(row.values()) / len(row) for metric, row in per_action.items() if row}
+
+
+def _action_mean(metric: str) -> str:
+    stem, unit = metric.rsplit("_", 1)
+    return f"{stem}_action_mean_{unit}"
+
+
+def _tall(columns: dict[str, dict[str, float]], title: str) -> str:
+    labels = list(dict.fromkeys(label for column in columns.values() for label in column))
+    return _rows({label: {name: column.get(label) for name, column in columns.items()} for label in labels}, title=title)
+
+
+def _rows(rows: dict[str, dict[str, float | None]], title: str = "", header: bool = True, digits: int = 2) -> str:
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    cells = [[label, *(_number(row.get(name)) for name in columns)] for label, row in rows.items()]
+    cells = [[label, *(_number(row.get(name), digits) for name in columns)] for label, row in rows.items()]
     if header:
         cells.insert(0, [title, *columns])
     widths = [max(len(line[k]) for line in cells) for k in range(len(columns) + 1)]
@@ -49,5 +94,5 @@ def _rows(rows: dict[str, dict[str, float | None]], title: str = "", header: boo
     )
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -4,12 +4,14 @@ Sources: Sun et al., Integral Human Pose Regression, ECCV 2018; Xiao et al., Sim
 EpipolarPose, CVPR 2019 (labels and evaluation protocol).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lib import vis
 from lib.config import Config
+from lib.dataset.annotations import Annotations
 from lib.dataset.image import IMAGENET, ImageSpec
 from lib.dataset.samples import CropSamples
 from lib.geometry.crop import invert, transform_points
@@ -22,11 +24,12 @@ from lib.geometry.heatmap import (
     touches_map,
 )
 from lib.loss import build_joint_loss, heatmap_mse
-from lib.metrics import Keypoint2DEvaluator, PoseEvaluator
+from lib.metrics import Keypoint2DEvaluator, PCKhEvaluator, PoseEvaluator
+from lib.metrics.structure import Clusters
 from lib.models import MODELS
 from lib.registry import resolve
 from lib.skeleton import get
-from lib.tasks import data
+from lib.tasks import data, structure
 from lib.tasks.base import Step, Task
 from lib.weights.load import initialise
 
@@ -121,6 +124,7 @@ class IntegralTask(Task):
             self.model.to(memory_format=torch.channels_last)
         self.key_metric = ("mpjpe_mm", "min") if self.reader.dims == 3 else ("pck2d_percent", "max")
         self.flip = torch.as_tensor(get(self.skeleton).flip.copy())
+        self.structure: tuple[Clusters, ...] | None = None
 
     def _decoding(self) -> str:
         if self.cfg.TEST.DECODE != "auto":
@@ -133,11 +137,18 @@ class IntegralTask(Task):
 
     def train_data(self) -> dict[str, Dataset]:
         cfg = self.cfg.DATASET
-        return {"train": self.crops(data.annotations(self.cfg, cfg.TRAIN_SET, cfg.TRAIN_FRAME), train=True)}
+        return {"train": self.crops(data.annotations(self.cfg, cfg.TRAIN_SET, cfg.TRAIN_FRAME, cfg.SUBJECTS), train=True)}
 
     def eval_data(self) -> dict[str, Dataset]:
         cfg = self.cfg.DATASET
-        return {"valid": self.crops(data.annotations(self.cfg, cfg.TEST_SET, cfg.VAL_FRAME), train=False)}
+        ann = data.annotations(self.cfg, cfg.TEST_SET, cfg.VAL_FRAME, self.cfg.TEST.SUBJECTS)
+        if not self._has_poses(ann):
+            self.key_metric = ("pckh_percent" if np.isfinite(ann.head_px).any() else "pck2d_percent", "max")
+        return {"valid": self.crops(ann, train=False)}
+
+    def _has_poses(self, ann: Annotations) -> bool:
+        """Whether this network's poses can be judged in 3D on these annotations."""
+        return self.reader.dims == 3 and bool((ann.pose >= 0).any())
 
     def crops(self, ann, train: bool) -> CropSamples:
         """Person crops of annotations, augmented when they are for training."""
@@ -150,6 +161,7 @@ class IntegralTask(Task):
             depth_mm=cfg.DATASET.DEPTH_RANGE,
             box_scale=cfg.DATASET.BOX_SCALE,
             seed=cfg.SEED,
+            cache=data.crop_cache(cfg, ann) if train else None,
         )
 
     # --- training
@@ -231,10 +243,22 @@ class IntegralTask(Task):
         return (joints + mirrored) / 2, (conf + mirrored_conf) / 2
 
     def evaluator(self, dataset: CropSamples):
-        actions = [dataset.ann.action(row) for row in range(len(dataset.ann))]
-        if self.reader.dims == 2:
+        ann, test = dataset.ann, self.cfg.TEST
+        actions = [ann.action(row) for row in range(len(ann))] if any(ann.actions) else None
+        if not self._has_poses(ann):
+            if np.isfinite(ann.head_px).any():
+                return PCKhEvaluator(self.skeleton, ann.head_px, actions, test.VARIANTS)
             return Keypoint2DEvaluator(self.skeleton, actions)
-        return PoseEvaluator(self.skeleton, actions=actions, joints=self.cfg.TEST.JOINTS or None)
+        if self.structure is None:  # found once; the same at every evaluation of a run
+            self.structure = structure.clusters(self.cfg, self.skeleton)
+        return PoseEvaluator(
+            self.skeleton,
+            actions=actions,
+            joints=test.JOINTS or None,
+            variants=test.VARIANTS,
+            structure=self.structure,
+            protocol={"root_depth": "of the ground truth", "intrinsics": "of the ground truth"},  # see predict
+        )
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int):
         rows = []

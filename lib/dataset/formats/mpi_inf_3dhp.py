@@ -279,7 +279,9 @@ def _mat(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict
         raise DataError(f"{path}: cannot be read ({error.strerror}); download the data set again, or correct DATASET.ROOT") from None
     try:
         mat = _hdf5(path, (*names, *optional)) if _HDF5 in (start[:8], start[512:]) else _mat5(path, (*names, *optional))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except DataError:  # a package is missing
+        raise
+    except Exception as error:  # SciPy, h5py, zlib and struct have errors of their own
         raise DataError(f"{path}: not a .mat file that can be read ({error}); download it again") from None
     missing = [name for name in names if name not in mat]
     if missing:

@@ -193,7 +193,7 @@ def _truth(path: Path, records: Path, joints: np.ndarray, known: np.ndarray) -> 
         names = [_text(cell) for cell in np.ravel(mat["dataset_joints"])]
         missing, heads = np.atleast_2d(mat["jnt_missing"]), mat["headboxes_src"].astype(np.float64)
         x_img = mat["pos_gt_src"].astype(np.float64) - 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # SciPy, zlib and struct have errors of their own
         raise DataError(
             f"{path}: cannot be read ({error}), expected dataset_joints, jnt_missing, pos_gt_src and headboxes_src; download it again"
         ) from None
