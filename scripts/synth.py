@@ -3,6 +3,8 @@
 python scripts/synth.py --root data/synthetic
 python scripts/synth.py --root data/small --pretrain 400 --train 140 --valid 56 --size 128 128
 python scripts/synth.py --root data/panoptic --rig panoptic5 --people 3 --pretrain 0
+python scripts/synth.py --root data/native/h36m --layout h36m                as Human3.6M, to try its commands
+python scripts/synth.py --root data/native/mpii --layout mpii --pretrain 400
 python scripts/synth.py --sheet world.png --overlay --split valid           (writes the picture only)
 """
 
@@ -13,12 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lib.errors import ParallaxError
-from lib.tasks.world import ensure, sheet
+from lib.tasks.world import LAYOUTS, ensure, ensure_native, sheet
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of the world; splits that are there are checked and kept")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="write it as this data set is laid out (default: the world's own layout)")
+    parser.add_argument("--form", choices=("npz", "pickle"), default="", help="of --layout h36m: our table, or the published records")
     parser.add_argument("--pretrain", type=int, default=4000, help="instants with one random camera each, 2D labels only (default 4000)")
     parser.add_argument(
         "--train",
@@ -40,7 +44,7 @@ def main() -> int:
     )
     parser.add_argument("--split", default="train", choices=("train", "valid", "pretrain"), help="of the sheet (default train)")
     parser.add_argument("--overlay", action="store_true", help="draw the exact 2D skeleton on the sheet")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not args.root and not args.sheet:
         parser.error("give --root to make a world, or --sheet to look at one")
     shared = {
@@ -51,7 +55,13 @@ def main() -> int:
         "distortion": not args.no_distortion,
     }
     try:
-        if args.root:
+        if args.root and args.layout:
+            form = args.form if args.layout == "h36m" else ""
+            splits = ensure_native(
+                args.layout, args.root, args.pretrain, args.train, args.valid, workers=args.workers, form=form, **shared
+            )
+            print(f"{args.root}: the world is complete in the layout {args.layout}: {', '.join(splits)}")
+        elif args.root:
             ensure(args.root, args.pretrain, args.train, args.valid, workers=args.workers, **shared)
             print(f"{args.root}: the world is complete")
         if args.sheet:

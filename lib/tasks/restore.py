@@ -27,7 +27,7 @@ def restore(path: str | Path, fallback: Config | None = None) -> Task:
     if values:
         cfg = from_dict(values, _UNUSED)
     elif fallback is not None:
-        cfg = fallback.with_values(_UNUSED | {"TASK": "integral"})
+        cfg = from_dict(fallback.to_dict(), _UNUSED | {"TASK": "integral"})  # so no key counts as set for a task that does not read it
     else:
         raise WeightsError(
             f"{path}: holds weights but no configuration ({checkpoint.kind}); "

@@ -1,18 +1,54 @@
-"""The embedded world on disk: generated once, checked and reused after; and pictures of it to look at."""
+"""The embedded world on disk, in its own layout or in that of a real data set: generated once, checked and reused after; and
+pictures of it to look at.
+"""
 
 import fcntl
+import inspect
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lib import skeleton as skeletons
 from lib import vis
-from lib.dataset.formats import synthetic
-from lib.errors import DataError
+from lib.dataset.formats import FORMATS, synthetic
+from lib.errors import ConfigError, DataError
+from lib.registry import resolve
 from lib.synthetic.world import VERSION, World
 
 SHEET_COLUMNS, SHEET_ROWS = 6, 4
+MARKER = "synthetic.json"  # of a native layout: what was generated, and so is no real data
+OTHER_PEOPLE = 1_000_003  # added to the seed where two native splits come from one split of the world
+
+
+class Native(NamedTuple):
+    """A split of a real data set, and the split of the world that stands in for it."""
+
+    split: str
+    source: str  # pretrain, train or valid
+    traces: tuple[str, ...]  # one of these exists where the split does
+    count: str = ""  # the number of instants is that asked for this split; "" = for `source`
+    shift: int = 0  # of the seed
+    lens: bool = True  # whether the layout knows lens distortion; without it cameras are pinholes
+
+
+LAYOUTS: dict[str, tuple[Native, ...]] = {
+    "h36m": (
+        Native("train-fs", "train", ("annot/train-fs.npz", "annot/train-fs.pkl")),
+        Native("valid", "valid", ("annot/valid.npz", "annot/valid.pkl")),
+    ),
+    "h36m_raw": (Native("train", "train", ("S1",)), Native("valid", "valid", ("S9",))),
+    "h36m_challenge": (Native("train", "train", ("Train/POSE",)), Native("valid", "valid", ("Val/POSE",))),
+    "mpii": (
+        Native("train", "pretrain", ("annot/train.json",)),
+        Native("valid", "pretrain", ("annot/valid.json",), "valid", OTHER_PEOPLE),
+    ),
+    "mpi_inf_3dhp": (Native("train", "train", ("S1",), lens=False), Native("test", "valid", ("TS1",), lens=False)),
+}
 
 
 def ensure(
@@ -51,13 +87,7 @@ def ensure(
     }
     synthetic.manifest(root)  # a foreign folder is refused before a lock is put there
     workers = workers or len(os.sched_getaffinity(0))
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".lock", "a")
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror}); choose another DATASET.ROOT (or --root)") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a distributed run come here together: one generates, the others wait
+    with _locked(root):
         found = synthetic.manifest(root)["splits"]
         for split, world in worlds.items():
             if split in found:
@@ -67,6 +97,107 @@ def ensure(
                 synthetic.check_images(root, split)
             else:
                 synthetic.write(world.annotations(), root, split, world.image, origin(world), workers, progress=True)
+
+
+def ensure_native(
+    layout: str,
+    root: str | Path,
+    pretrain: int = 4000,
+    train: int = 1000,
+    valid: int = 200,
+    size: tuple[int, int] = (256, 256),
+    rig: str = "h36m",
+    seed: int = 0,
+    workers: int | None = None,
+    form: str = "",
+    **options,
+) -> list[str]:
+    """As `ensure`, but in the layout of a real data set, so that its commands run without it.
+
+    `synthetic.json` in `root` remembers what was generated. 2D data sets (mpii) get single images of `pretrain` for training, and
+    `valid` more of other people.
+
+    Args:
+        layout: a name in LAYOUTS.
+        form: h36m only: "npz" or "pickle" ("" = npz).
+        others: as for `ensure`.
+
+    Returns:
+        The splits that the layout now has.
+
+    Raises:
+        ConfigError: a layout that the world cannot be written in.
+        DataError: the folder holds other data, which is never overwritten, or cannot be written.
+    """
+    root = Path(root)
+    if layout not in LAYOUTS:
+        known = ", ".join(LAYOUTS)
+        raise ConfigError(f"DATASET.DATASET: the embedded world cannot be written as {layout}, only as {known}; set SYNTH.NATIVE false")
+    write = resolve(FORMATS, layout, key="DATASET.DATASET").write
+    counts = {"pretrain": pretrain, "train": train, "valid": valid}
+    worlds = {}
+    for native in LAYOUTS[layout]:
+        frames = counts[native.count or native.source]
+        lens = {} if native.lens else {"distortion": False}
+        if frames:
+            worlds[native] = World(
+                seed=seed + native.shift, split=native.source, frames=frames, size=size, rig=rig, **options | lens
+            )
+    keywords = {"workers": workers or len(os.sched_getaffinity(0)), "progress": True} | ({"form": form} if form else {})
+    keywords = {k: v for k, v in keywords.items() if k in inspect.signature(write).parameters}
+    _check_native(root, layout, worlds)  # real data are refused before a lock is put there
+    with _locked(root):
+        found = _check_native(root, layout, worlds)
+        for native, world in worlds.items():
+            if _exists(root, native):
+                continue
+            found[native.split] = origin(world)  # the marker comes first: a split that it names but that is missing is made again
+            part = root / f".{MARKER}.part"
+            part.write_text(json.dumps({"layout": layout, "splits": found}, indent=1) + "\n")
+            os.replace(part, root / MARKER)
+            write(world.annotations(), root, native.split, world.image, **keywords)
+    return [native.split for native in worlds]
+
+
+def _exists(root: Path, native: Native) -> bool:
+    return any((root / trace).exists() for trace in native.traces)
+
+
+def _check_native(root: Path, layout: str, worlds: dict[Native, World]) -> dict[str, dict]:
+    """The splits that the marker of `root` names, after those asked for were found to be the same worlds or to be missing."""
+    marker, other = root / MARKER, "set DATASET.ROOT (or --root) to another folder"
+    found: dict[str, dict] = {}
+    if marker.exists():
+        try:
+            data = json.loads(marker.read_text())
+            found = dict(data["splits"])
+            kind = data["layout"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(f"{marker}: damaged, or of another program; {other}") from None
+        if kind != layout:
+            raise DataError(f"{root}: holds the embedded world in the layout {kind}, expected {layout}; {other}")
+    for native, world in worlds.items():
+        if native.split in found:
+            _check_same(root, native.split, found[native.split], origin(world))
+        elif _exists(root, native):
+            raise DataError(
+                f"{root}: has a split {native.split} that is not of the embedded world ({MARKER} does not name it); set SYNTH.NATIVE false "
+                f"to use it, or {other}"
+            )
+    return found
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """The ranks of a distributed run come here together: one generates, the others wait."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = open(root / ".lock", "a")
+    except OSError as error:
+        raise DataError(f"{root}: cannot be written ({error.strerror}); choose another DATASET.ROOT (or --root)") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def origin(world: World) -> dict:
