@@ -27,7 +27,7 @@ def ann(tmp_path, monkeypatch):
     table = tiny_dataset.make()
     (tmp_path / "train").mkdir()
     tiny_dataset.write_images(table, tmp_path)
-    monkeypatch.setattr(task_data, "annotations", lambda cfg, split, step=1: table)
+    monkeypatch.setattr(task_data, "annotations", lambda cfg, split, step=1, subjects=(): table)
     return table
 
 

@@ -1,9 +1,11 @@
 """What a trained network is compared with: the mean pose, and the triangulated labels themselves."""
 
-import numpy as np
+import dataclasses
+
 import torch
 
 from lib.dataset.annotations import Annotations
+from lib.geometry.camera import Cameras
 from lib.metrics import PoseEvaluator
 from lib.metrics.report import Report
 from lib.skeleton import get
@@ -12,7 +14,7 @@ from lib.tasks.labels import Labels
 
 def true_poses(ann: Annotations) -> tuple[torch.Tensor, torch.Tensor]:
     """Ground truth of every observation in its camera.   -> X_cam (N,J,3) mm, valid (N,J)"""
-    cameras = ann.cameras[torch.from_numpy(ann.camera.astype(np.int64))]
+    cameras = ann.observing()
     valid = torch.from_numpy(ann.X_valid[ann.pose]) & torch.from_numpy(ann.pose >= 0)[:, None]
     return cameras.to_cam(torch.from_numpy(ann.X_world[ann.pose]).double()), valid
 
@@ -27,9 +29,12 @@ def mean_pose_report(train: Annotations, valid: Annotations) -> Report:
     return _report(valid, X_valid[:, root : root + 1] + mean)
 
 
-def label_report(ann: Annotations, labels: Labels) -> Report:
-    """The score of triangulated labels against the truth, over the joints that have one; `labels_kept_percent` tells how many."""
-    cameras = ann.cameras[torch.from_numpy(ann.camera.astype(np.int64))]
+def label_report(ann: Annotations, labels: Labels, cameras: Cameras | None = None) -> Report:
+    """The score of triangulated labels against the truth, over the joints that have one; `labels_kept_percent` tells how many.
+
+    `cameras`: those in whose world the labels are, where they are others than the table's (lib/tasks/rigs.py).
+    """
+    cameras = dataclasses.replace(ann, cameras=cameras or ann.cameras).observing()
     X = cameras.to_cam(torch.from_numpy(labels.X_world[labels.pose]).double())
     kept = torch.from_numpy(labels.X_valid[labels.pose])
     root = get(ann.skeleton).root_index

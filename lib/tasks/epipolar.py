@@ -2,12 +2,15 @@
 
 A frozen 2D teacher predicts joints in every view, its predictions are triangulated with the known cameras, and the 3D joints,
 brought into each camera, supervise the student. Only the student trains: training both collapses all joints to one point.
+With EPIPOLAR.EXTRINSICS estimated the cameras' R and t come from the same predictions (the paper's "without R/t").
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.loader import eval_loader, to_device
 from lib.dataset.samples import CropSamples, ViewSamples
 from lib.errors import DataError, WeightsError
+from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert, transform_points
 from lib.skeleton import check_same, get
 from lib.tasks import data
@@ -28,7 +32,9 @@ from lib.tasks.base import Step, Task
 from lib.tasks.integral import IntegralTask
 from lib.tasks.labels import Labels, Rule, make_labels, relabel, triangulate_views
 from lib.tasks.restore import restore
+from lib.tasks.rigs import Scale, log_rigs, recover_rigs, without_poses
 
+AGAIN = "delete it, and it is made again"
 ANNOTATION = "annotation"  # EPIPOLAR.TEACHER: annotated 2D joints instead of a network, the paper's "2D GT"
 log = logging.getLogger("parallax")
 
@@ -48,7 +54,10 @@ class EpipolarTask(IntegralTask):
             raise cfg.error("MODEL.HEAD", f"is {self.head}, but the student of TASK epipolar needs depth; set it to volume")
         if cfg.EPIPOLAR.METHOD == "ransac" and cfg.EPIPOLAR.PAIRS != "all" and not self.online:
             raise cfg.error("EPIPOLAR.PAIRS", f"is {cfg.EPIPOLAR.PAIRS}, but METHOD ransac chooses its views itself; set PAIRS all")
+        if cfg.EPIPOLAR.EXTRINSICS == "estimated" and cfg.EPIPOLAR.SCALE == "baseline" and not cfg.EPIPOLAR.BASELINE_MM > 0:
+            raise cfg.error("EPIPOLAR.BASELINE_MM", "is 0, but SCALE baseline needs the distance of the first two cameras; set it, in mm")
         self.teacher: Task | None = None
+        self.predicted: tuple[np.ndarray, ...] | None = None  # x_img of a table, the teacher's x_img and conf: from rigs to labels
 
     @property
     def online(self) -> bool:
@@ -64,17 +73,26 @@ class EpipolarTask(IntegralTask):
 
     def train_data(self) -> dict[str, Dataset]:
         cfg = self.cfg
-        ann = data.annotations(cfg, cfg.DATASET.TRAIN_SET, cfg.DATASET.TRAIN_FRAME)
+        ann = data.annotations(cfg, cfg.DATASET.TRAIN_SET, cfg.DATASET.TRAIN_FRAME, cfg.DATASET.SUBJECTS)
         if not cfg.EPIPOLAR.TEACHER:
             raise cfg.error("EPIPOLAR.TEACHER", f"is empty; give the checkpoint of a 2D network, or '{ANNOTATION}' for annotated 2D")
+        ann = self.located(ann)
         if self.online:
-            self.teacher = self.load_teacher()
+            self.teacher, self.predicted = self.load_teacher(), None
             return {"train": self.views(ann)}
         labels = self.cached_labels(ann)
         root = get(self.skeleton).root_index
         kept = labels.X_valid[labels.pose].mean()
         log.info("labels: %.1f %% of %d joints kept, triangulated from %s", 100 * kept, labels.X_valid.size, self.teacher_name)
         return {"train": self.crops(relabel(ann, labels, root, cfg.DATASET.DEPTH_RANGE), train=True)}
+
+    def located(self, ann: Annotations) -> Annotations:
+        """The table as labels may know it: itself, or without any trace of R and t where they are to be estimated."""
+        if self.cfg.EPIPOLAR.EXTRINSICS == "known":
+            return ann
+        recovered = self.recovered_cameras(ann)
+        log_rigs(recovered, ann)
+        return without_poses(ann, recovered)
 
     @property
     def teacher_name(self) -> str:
@@ -93,6 +111,7 @@ class EpipolarTask(IntegralTask):
             depth_mm=cfg.DATASET.DEPTH_RANGE,
             box_scale=cfg.DATASET.BOX_SCALE,
             seed=cfg.SEED,
+            cache=data.crop_cache(cfg, ann),
         )
 
     @property
@@ -121,26 +140,51 @@ class EpipolarTask(IntegralTask):
     def cached_labels(self, ann: Annotations) -> Labels:
         """Labels of a training table from the cache file, made first where there is none; the file belongs to teacher and options."""
         key = self.cache_key(ann)
-        name = self.cfg.EPIPOLAR.CACHE or f"labels-{key[:12]}.npz"
-        path = Path(self.cfg.DATASET.ROOT) / self.cfg.DATASET.TRAIN_SET / name
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not path.exists():
-            if not distributed or torch.distributed.get_rank() == 0:
-                _write_labels(path, key, self.fresh_labels(ann))
-            if distributed:
-                torch.distributed.barrier()
-        return _read_labels(path, key, ann)
+        path = self.cache_path(self.cfg.EPIPOLAR.CACHE or f"labels-{key[:12]}.npz")
+        once(path, lambda: _write(path, key, vars(self.fresh_labels(ann))))
+        self.predicted = None
+        labels = Labels(**_read(path, key, "labels of another teacher, rig or EPIPOLAR section", "or set another EPIPOLAR.CACHE"))
+        if labels.pose.shape != (len(ann),):
+            raise DataError(f"{path}: holds labels of {len(labels.pose)} observations, expected {len(ann)}; {AGAIN}")
+        return labels
 
     def fresh_labels(self, ann: Annotations) -> Labels:
         """Labels of a table from the teacher's predictions, triangulated now."""
-        x_img, conf = self.teacher_predictions(ann)
+        known = self.predicted is not None and self.predicted[0] is ann.x_img
+        x_img, conf = self.predicted[1:] if known else self.teacher_predictions(ann)
         return make_labels(ann, x_img, conf, self.rule, next(self.model.parameters()).device)
+
+    def recovered_cameras(self, ann: Annotations) -> Cameras:
+        """Cameras whose R and t come from the teacher's joints, kept in a file beside the labels."""
+        e = self.cfg.EPIPOLAR
+        options = [e.SCALE, e.BODY_MM, e.BASELINE_MM, self.cfg.DATASET.DEPTH_RANGE, e.RIG_FRAMES, e.MIN_CONF]
+        key = self.digest(options, ann, (ann.cameras.K.numpy(), ann.cameras.dist.numpy()))
+        path = self.cache_path(f"rigs-{key[:12]}.npz")
+
+        def recover() -> None:
+            self.predicted = (ann.x_img, *self.teacher_predictions(ann))
+            scale = Scale(e.SCALE, e.BODY_MM, e.BASELINE_MM, self.cfg.DATASET.DEPTH_RANGE)
+            cameras, rigs = recover_rigs(ann, *self.predicted[1:], scale, e.RIG_FRAMES, min_conf=e.MIN_CONF)
+            for name, rig in rigs.items():
+                log.info("%s: %d instants, median reprojection error %.2f px", name, len(rig.frames), rig.error_px)
+            _write(path, key, {"R": cameras.R.numpy(), "t": cameras.t.numpy()})
+
+        once(path, recover)
+        found = _read(path, key, "rigs of another teacher or EPIPOLAR section", "and so are the labels")
+        return dataclasses.replace(ann.cameras, R=torch.from_numpy(found["R"]), t=torch.from_numpy(found["t"]))
+
+    def cache_path(self, name: str) -> Path:
+        return Path(self.cfg.DATASET.ROOT) / self.cfg.DATASET.TRAIN_SET / name
 
     def cache_key(self, ann: Annotations) -> str:
         """Changes whenever the labels would."""
         e = self.cfg.EPIPOLAR
+        return self.digest([e.PAIRS, e.METHOD, e.THRESHOLD_PX, e.MIN_CONF], ann, (ann.cameras.P.numpy(),))
+
+    def digest(self, options: list, ann: Annotations, calibration: tuple[np.ndarray, ...]) -> str:
+        """Of options, the teacher, what it sees of a table, and as much of the calibration as is read."""
         digest = hashlib.sha256()
-        teacher = e.TEACHER
+        teacher = self.cfg.EPIPOLAR.TEACHER
         if teacher != ANNOTATION:
             try:
                 digest.update(Path(teacher).read_bytes())
@@ -148,9 +192,9 @@ class EpipolarTask(IntegralTask):
                 raise WeightsError(
                     f"{teacher}: the teacher cannot be read ({error.strerror}); train a 2D network first, and set EPIPOLAR.TEACHER to it"
                 ) from error
-        options = [e.PAIRS, e.METHOD, e.THRESHOLD_PX, e.MIN_CONF, teacher == ANNOTATION, self.cfg.DATASET.BOX_SCALE, self.skeleton]
+        options = [*options, teacher == ANNOTATION, self.cfg.DATASET.BOX_SCALE, self.skeleton]
         digest.update(json.dumps(options).encode())
-        for array in (ann.sequence, ann.frame, ann.view, ann.person, ann.box, ann.camera, ann.x_img, ann.cameras.P.numpy()):
+        for array in (ann.sequence, ann.frame, ann.view, ann.person, ann.box, ann.camera, ann.x_img, *calibration):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
@@ -224,11 +268,22 @@ class EpipolarTask(IntegralTask):
         return transform_points(invert(b["patch_from_img"]), x_patch), conf
 
 
-def _write_labels(path: Path, key: str, labels: Labels) -> None:
+def once(path: Path, make: Callable[[], None]) -> None:
+    """Let one process make a file that is not there, and all others wait for it."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not path.exists():
+        if not distributed or torch.distributed.get_rank() == 0:
+            make()
+        if distributed:
+            torch.distributed.barrier()
+
+
+def _write(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     partial = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # layouts that keep a split's annotations elsewhere have no such folder
         with partial.open("wb") as file:
-            np.savez_compressed(file, key=np.array(key), **vars(labels))
+            np.savez_compressed(file, key=np.array(key), **arrays)
         partial.replace(path)
     except OSError as error:
         raise DataError(
@@ -236,16 +291,12 @@ def _write_labels(path: Path, key: str, labels: Labels) -> None:
         ) from error
 
 
-def _read_labels(path: Path, key: str, ann: Annotations) -> Labels:
-    again = "delete it, and it is made again"
+def _read(path: Path, key: str, other: str, advice: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             found = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable label file ({error}); {again}") from error
+        raise DataError(f"{path}: not a readable label file ({error}); {AGAIN}") from error
     if str(found.pop("key", "")) != key:
-        raise DataError(f"{path}: holds labels of another teacher, rig or EPIPOLAR section; {again}, or set another EPIPOLAR.CACHE")
-    labels = Labels(**found)
-    if labels.pose.shape != (len(ann),):
-        raise DataError(f"{path}: holds labels of {len(labels.pose)} observations, expected {len(ann)}; {again}")
-    return labels
+        raise DataError(f"{path}: holds {other}; {AGAIN}, {advice}")
+    return found

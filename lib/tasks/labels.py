@@ -24,6 +24,8 @@ from lib.geometry.triangulation import (
 )
 
 PAIRWISE = ("optimal2", "midpoint", "median")  # of two views; of more, the vector median of their pairs is taken
+# Solvers that go by another name in lib.geometry.triangulation. linear_ls, unlike dlt, is safe near the world's origin.
+SOLVERS = {"weighted": "linear_ls", "median": "optimal2"}
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,13 @@ def triangulate_views(
     if rule.method == "dlt" or rule.method in PAIRWISE:
         weight = (weight > 0).to(x.dtype)
     used = weight > 0
-    method = {"weighted": "linear_ls"}.get(rule.method, rule.method)  # which, unlike dlt, is safe near the world's origin
-    if method == "ransac":
+    if rule.method == "ransac":
         X, inlier = ransac_triangulate(x, P, weight, rule.threshold_px or 15.0)
         used = used & inlier
-    elif joined is not None or method in PAIRWISE:
-        X = triangulate_pairs(x, P, weight, {"median": "optimal2"}.get(method, method), joined)
+    elif joined is not None or rule.method in PAIRWISE:
+        X = triangulate_pairs(x, P, weight, SOLVERS.get(rule.method, rule.method), joined)
     else:
-        X = triangulate(x, P, weight, method)
+        X = triangulate(x, P, weight, SOLVERS.get(rule.method, rule.method))
     error = torch.where(weight > 0, reprojection_error(X, x, P), 0.0)  # inf behind a camera
     depth = cameras.to_cam(X[..., None, :, :])[..., 2]
     in_front = ((depth > 0) | ~used).all(-2)
@@ -110,7 +111,7 @@ def make_labels(
         r = np.maximum(r, 0)
         x = torch.from_numpy(x_img[r]).to(device, torch.float64)
         c = (torch.from_numpy(conf[r]) * present[..., None]).to(device, torch.float64)
-        cameras = ann.cameras[torch.from_numpy(ann.camera[r].astype(np.int64))].to(device)
+        cameras = ann.observing(r).to(device)
         pairs = None if joined is None else joined[begin : begin + chunk].to(device)
         parts.append([t.cpu() for t in triangulate_views(x, c, cameras, rule, pairs)])
     pose = np.zeros(len(ann), np.int32)
@@ -135,7 +136,7 @@ def relabel(ann: Annotations, labels: Labels, root_index: int, box_mm: float) ->
     kept = ann.select(rows)
     pose = pose[rows]
     X = torch.from_numpy(labels.X_world[pose]).double()
-    cameras = ann.cameras[torch.from_numpy(kept.camera.astype(np.int64))]
+    cameras = kept.observing()
     x_img = cameras.project(X)[0].numpy()
     valid = labels.X_valid[pose]
     root_px = x_img[:, root_index]
