@@ -142,6 +142,7 @@ def test_configuration(voc, tmp_path, caplog):
         return data.augmentation(config.load(None, ["DATASET.OCCLUSION", "true", *values])).occluders
 
     assert len(objects("DATASET.VOC", str(voc))) == 2
+    caplog.clear()
     with caplog.at_level("WARNING", logger="parallax"):
         made_up = len(objects())
         assert not caplog.text
