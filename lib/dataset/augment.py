@@ -54,8 +54,8 @@ class Augment:
         size, turn = rng.standard_normal(2)
         turned, flipped, *color = rng.random(5)
         seed = int(rng.integers(1 << 62))
-        size = np.clip(size, -MAX_DEVIATIONS["scale"], MAX_DEVIATIONS["scale"])
-        turn = np.clip(turn, -MAX_DEVIATIONS["rot"], MAX_DEVIATIONS["rot"])
+        size = min(max(size, -MAX_DEVIATIONS["scale"]), MAX_DEVIATIONS["scale"])  # np.clip takes ten times as long
+        turn = min(max(turn, -MAX_DEVIATIONS["rot"]), MAX_DEVIATIONS["rot"])
         return Params(
             scale=float(1 + self.scale * size),
             rot_deg=float(self.rot_deg * turn) if turned < self.rot_prob else 0.0,
@@ -75,5 +75,4 @@ def scale_colors(image: np.ndarray, factors: tuple[float, float, float]) -> np.n
     """Each channel times its factor, rounded and clipped to 0..255.   (H, W, 3) uint8 -> same"""
     if factors == (1.0, 1.0, 1.0):
         return image
-    table = np.clip(np.rint(np.arange(256)[:, None] * np.asarray(factors)), 0, 255).astype(np.uint8)
-    return cv2.LUT(image, np.ascontiguousarray(table[None]))
+    return cv2.transform(image, np.diag(factors))

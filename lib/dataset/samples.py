@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, check_crops
 from lib.dataset.augment import NEUTRAL, Augment, Params
+from lib.dataset.crop_cache import CropCache
 from lib.dataset.image import ImageSpec, read_bgr, warp
 from lib.dataset.loader import Key
 from lib.dataset.rig import PAIRINGS, view_pairs, view_table
@@ -40,12 +41,16 @@ class _Crops(Dataset):
         depth_mm: float = 2000.0,  # depth range that is as long as the patch is wide
         box_scale: float = 1.0,  # factor on the annotated boxes
         seed: int = 0,
+        cache: CropCache | None = None,  # crops of `ann`, row by row; None: decode the images
     ):
         if not depth_mm > 0 or not box_scale > 0:
             raise DataError(f"samples: depth range {depth_mm} mm and box scale {box_scale} must be positive")
-        _check_crops(ann)
+        check_crops(ann)
         self.ann, self.root, self.spec, self.augment = ann, Path(root), spec, augment
         self.depth_mm, self.box_scale, self.seed = depth_mm, box_scale, seed
+        if cache is not None and not np.array_equal(cache.names, ann.images[ann.image]):
+            raise DataError(f"{cache.path}: holds the crops of another table than the samples'; open the cache for the same one")
+        self.cache = cache
         skeleton = skeletons.get(ann.skeleton)
         self.root_joint = skeleton.root_index
         self.flip = torch.tensor(skeleton.flip)
@@ -53,6 +58,7 @@ class _Crops(Dataset):
         eye = torch.eye(3, dtype=torch.float64)
         none = Cameras.make(eye[None], eye[None], torch.zeros(1, 3, dtype=torch.float64))
         self.cameras = Cameras.cat([ann.cameras, none])
+        self._camera_size = self.cameras.size.numpy()
         self.X_world, self.X_valid = ann.X_world, ann.X_valid
         if (ann.pose < 0).any() or (ann.camera < 0).any():
             self.X_world = np.append(self.X_world, np.zeros_like(self.X_world, shape=(1, ann.num_joints, 3)), 0)
@@ -95,8 +101,12 @@ class _Crops(Dataset):
         )
         width, height = self.spec.size
         image = np.empty((len(rows), 3, height, width), dtype=np.uint8)
-        for i, (row, A) in enumerate(zip(rows, patch_from_img.numpy(), strict=True)):
-            patch = cv2.cvtColor(warp(self._read(row), A, self.spec.size), cv2.COLOR_BGR2RGB)
+        crop, affine = np.full(len(rows), -1), patch_from_img  # -1: from the whole image
+        if self.cache is not None:
+            crop, affine = self.cache.affines(rows, patch_from_img, self.spec.size)
+        for i, (row, A) in enumerate(zip(rows, affine.numpy(), strict=True)):
+            source = self._read(row) if crop[i] < 0 else self._read_crop(row, crop[i])
+            patch = cv2.cvtColor(warp(source, A, self.spec.size), cv2.COLOR_BGR2RGB)
             patch = patch if self.augment is None else self.augment.paint(patch, params[i])
             image[i] = patch.transpose(2, 0, 1)
         return {
@@ -107,16 +117,22 @@ class _Crops(Dataset):
         }
 
     def _read(self, row: int) -> np.ndarray:
-        path = self.root / self.ann.image_path(row)
-        image = read_bgr(path)
-        expected = self.cameras.size[self.ann.camera[row]].tolist()
-        if expected[0] > 0 and expected != [image.shape[1], image.shape[0]]:
+        image = read_bgr(self.root / self.ann.image_path(row))
+        self._check_size(row, image.shape[1], image.shape[0])
+        return image
+
+    def _read_crop(self, row: int, crop: int) -> np.ndarray:
+        self._check_size(row, *self.cache.image_size[row].tolist())
+        return self.cache.read(crop)
+
+    def _check_size(self, row: int, width: int, height: int) -> None:
+        expected = self._camera_size[self.ann.camera[row]].tolist()
+        if expected[0] > 0 and expected != [width, height]:
             raise DataError(
-                f"{path}: the image is {image.shape[1]} x {image.shape[0]} px, but its camera is calibrated for "
+                f"{self.root / self.ann.image_path(row)}: the image is {width} x {height} px, but its camera is calibrated for "
                 f"{expected[0]:.0f} x {expected[1]:.0f}; use the original images, or scale calibration and annotations "
                 "with them"
             )
-        return image
 
     def _labels_2d(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """x_img (R,J,2) float64 px, 0 where conf is 0; conf (R,J) float32."""
@@ -205,14 +221,15 @@ class ViewSamples(_Crops):
         depth_mm: float = 2000.0,
         box_scale: float = 1.0,
         seed: int = 0,
+        cache: CropCache | None = None,
     ):
         if pairs not in PAIRINGS:
             raise unknown(pairs, PAIRINGS, "EPIPOLAR.PAIRS")
-        _check_crops(ann)
+        check_crops(ann)
         slots = list(views) if views else np.unique(ann.view).tolist()
         if len(slots) < 2 or len(set(slots)) < len(slots):
             raise DataError(f"view samples: views {slots}, expected two different ones or more; see DATASET.VIEWS")
-        super().__init__(ann, root, spec, augment, depth_mm, box_scale, seed)
+        super().__init__(ann, root, spec, augment, depth_mm, box_scale, seed, cache)
         if (ann.camera < 0).any():
             lacking = int((ann.camera < 0).sum())
             raise DataError(
@@ -291,24 +308,3 @@ def _floats32(crop: dict, **labels) -> dict:
     """One batch dictionary; labels and affines were computed in float64, networks want float32."""
     values = crop | labels
     return {k: v.to(torch.float32) if v.dtype == torch.float64 else v for k, v in values.items()}
-
-
-def _check_crops(ann: Annotations) -> None:
-    """DataError unless every observation has an image and a box with area."""
-    if len(ann) == 0:
-        raise DataError(
-            "samples: the annotation table is empty, expected one observation or more; check split, subjects and views"
-        )
-    advice = "drop such observations with ann.select, or prepare the annotations with boxes and images"
-    missing = int((ann.image < 0).sum())
-    if missing:
-        raise DataError(f"samples: {missing} of {len(ann)} observations have no image, expected one for each; {advice}")
-    size = ann.box[:, 2:] - ann.box[:, :2]
-    bad = np.flatnonzero(~(size > 0).all(1))
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"{ann.image_path(row)}: {len(bad)} of {len(ann)} observations have no box with area, the first is row "
-            f"{row} with "
-            f"{ann.box[row].tolist()} (x0 y0 x1 y1 px); {advice}"
-        )
