@@ -89,8 +89,8 @@ TREE = Group("", {
         "CACHE": Key("", "Folder of a cache of person crops, which training then reads in place of whole images; auto = .crops in "
                      "ROOT, empty = none. It follows changed boxes and images by itself; evaluation never reads it."),
         "CACHE_SIZE": Key(384, "Longer side of a cached crop, in pixels; smaller ones are kept as they are.", at_least(32)),
-        "CACHE_MARGIN": Key(1.5, "Side of a cached crop, as a factor on the box; what augmentation shows beyond it is read from the "
-                            "whole image.", at_least(1)),
+        "CACHE_MARGIN": Key(1.5, "Side of a cached crop, as a factor on the box; what augmentation shows beyond comes from a second crop, "
+                            "1.2 times as wide, or from the whole image.", at_least(1)),
         "Z_WEIGHT": Key(1.0, "Weight of the depth coordinate in the loss.", at_least(0)),
     }),
     "MODEL": Group("The network, and the weights it starts from.", {

@@ -112,14 +112,31 @@ class Predictor:
 
         `boxes` holds one entry per person, as `box` above; `root_depth_mm` and `box_mm` one number, or one per person.
         """
-        image = read_image(image) if isinstance(image, str | Path) else _check_image(image)
-        height, width = image.shape[:2]
-        squares = np.array([self._square(box, width, height) for box in boxes]).reshape(-1, 4)
-        depths, sides = _lengths(root_depth_mm, len(boxes), "root_depth_mm"), _lengths(box_mm, len(boxes), "box_mm")
-        found: list[Prediction] = []
+        return self.predict_frames([image], [boxes], camera, root_depth_mm, box_mm, batch_size)[0]
+
+    def predict_frames(
+        self, images: Sequence, boxes: Sequence[Sequence], camera=None, root_depth_mm=None, box_mm=None, batch_size: int = 32
+    ) -> list[list[Prediction]]:
+        """The poses of the people in several pictures of one camera, such as frames of a video, computed in common batches.
+
+        `boxes` holds the boxes of each picture; `root_depth_mm` and `box_mm` one number, or one per box of all pictures.
+
+        Raises:
+            DataError: as above, or the pictures differ in size.
+        """
+        images = [read_image(image) if isinstance(image, str | Path) else _check_image(image) for image in images]
+        if len({image.shape for image in images}) > 1:
+            found = sorted({f"{image.shape[1]} x {image.shape[0]}" for image in images})
+            raise DataError(f"pictures: found sizes {', '.join(found)} px, expected the same for all of one camera")
+        which = [i for i, given in enumerate(boxes) for _ in given]
+        squares = np.array([self._square(box, *images[i].shape[1::-1]) for i, given in enumerate(boxes) for box in given]).reshape(-1, 4)
+        depths, sides = _lengths(root_depth_mm, len(which), "root_depth_mm"), _lengths(box_mm, len(which), "box_mm")
+        found: list[list[Prediction]] = [[] for _ in boxes]
         for start in range(0, len(squares), batch_size):
             part = slice(start, start + batch_size)
-            found += self._predict(image, squares[part], camera, depths[part], sides[part])
+            shown = [images[i] for i in which[part]]
+            for i, person in zip(which[part], self._predict(shown, squares[part], camera, depths[part], sides[part]), strict=True):
+                found[i].append(person)
         return found
 
     def _square(self, box, width: int, height: int) -> np.ndarray:
@@ -135,14 +152,14 @@ class Predictor:
         center, half = (low + high) / 2, 0.5 * (high - low).max() * self.box_scale
         return np.concatenate([center - half, center + half])
 
-    def _predict(self, image, squares, camera, depth_mm, box_mm) -> list[Prediction]:
-        """One batch; depth_mm and box_mm (N,) hold NaN where nothing was given."""
+    def _predict(self, images, squares, camera, depth_mm, box_mm) -> list[Prediction]:
+        """One batch, a picture per square; depth_mm and box_mm (N,) hold NaN where nothing was given."""
         box = torch.from_numpy(squares)
         side_px = (box[:, 2] - box[:, 0]).numpy()
         patch_from_img = crop_affine((box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2], self.spec.size)
-        patches = np.stack([warp(image, A, self.spec.size) for A in patch_from_img.numpy()])
+        patches = np.stack([warp(image, A, self.spec.size) for image, A in zip(images, patch_from_img.numpy(), strict=True)])
 
-        cameras, assumed = _cameras(camera, image)
+        cameras, assumed = _cameras(camera, images[0])
         focal = float(cameras.K[0, 0])
         given = np.isfinite(depth_mm) & (camera is not None)
         side_mm = np.where(np.isfinite(box_mm), box_mm, self.box_mm) * self.box_scale

@@ -1,42 +1,70 @@
-"""Joints of the people in pictures: for each picture a JSON and an npz file, the 2D overlay and the 3D pose drawn.
+"""Joints of the people in pictures and videos: JSON and npz files, the 2D overlay and the 3D pose drawn.
 
 examples
   python scripts/predict.py photo.jpg                                    one person, somewhere in the picture
   python scripts/predict.py photo.jpg --box 120 80 360 560 --box 400 90 610 540
+  python scripts/predict.py --image photo.jpg --detector torchvision     find the people first
   python scripts/predict.py frames/ --boxes boxes.json --out output/frames        a folder; boxes of a detector
+  python scripts/predict.py walk.mp4 --box 120 80 360 560 --limit 100    a video; the box follows the person
+  python scripts/predict.py walk.mp4 --detector torchvision --detect-every 1 --every 2
   python scripts/predict.py photo.jpg --box 120 80 360 560 --focal 1145 --root-depth 4500       mm from the camera
   python scripts/predict.py photo.jpg --checkpoint output/synthetic/pose3d_resnet/train-ss/model_best.pth.tar
 
-boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.jpg": [...]}, in px; pictures that it does not name are left out.
+boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.mp4": [...]}, in px; files that it does not name are left out.
 The network sees a square around each box. In training that square spans about 2 m and the person fills most of it, so
-give boxes some margin (--margin 1.2 for boxes that touch the person); the pose has the scale of the square (--box-mm).
+give boxes some margin (--margin 1.2 for boxes that touch the person, the default for those of the detector); the pose has
+the scale of the square (--box-mm).
 
-Results of NAME.jpg: NAME.json, NAME.npz, NAME_2d.png, NAME_3d.png. Nothing is overwritten without --overwrite:
-for a single picture that is an error, in a folder a picture whose results are complete is left as it is.
-In a folder, a picture that cannot be read or whose boxes are wrong is reported and skipped, and the others are done.
-Exit status: 0 all done, 1 some pictures of a folder were skipped, 2 an error, told in one line.
+The detector is torchvision's Faster R-CNN. Its weights must be at hand (--detector-weights FILE, torch's cache of downloads, or
+models/); nothing is downloaded without being asked for.
+In a video, boxes are those of the first frame. From frame to frame a box moves with the median of the person's joints, by a quarter
+of its side at most; it keeps its size while that is 1.05 to 2.6 times the extent of the joints, else it changes by 3 %. With a
+detector, people are found anew every --detect-every frames.
+
+Results of NAME.jpg: NAME.json, NAME.npz, NAME_2d.png, NAME_3d.png; of NAME.mp4: NAME.json, NAME.npz, NAME_pose.mp4,
+NAME_pose.gif. Nothing is overwritten without --overwrite: for a single file that is an error, in a folder a picture or video whose
+results are complete is left as it is.
+In a folder, what cannot be read or whose boxes are wrong is reported and skipped, and the others are done.
+Exit status: 0 all done, 1 some files of a folder were skipped, 2 an error, told in one line.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from lib import vis
 from lib.config import load
 from lib.dataset.image import read_image
+from lib.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.engine.checkpoint import atomic_write
 from lib.errors import DataError, ParallaxError, RunError
+from lib.paint import beside
 from lib.predictor import Prediction, Predictor
+from lib.skeleton import Skeleton
+from lib.video import Clip, Video
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CHECKPOINT = Path("output/demo/student.pth.tar")  # what ./run demo leaves
 RESULTS = (".json", ".npz", "_2d.png", "_3d.png")
+VIDEO_RESULTS = (".json", ".npz", "_pose.mp4", "_pose.gif")
+TOUCHING = 1.2  # margin of a detector's boxes
+BATCH = 16  # frames predicted at once, where their boxes do not depend on each other
+LEAST_DRAWN = 0.1  # confidence that a joint is drawn with at least: on pictures unlike those of the training it is low throughout
+PANEL = 480  # px, height of the pictures in a clip
+COLUMNS = ("box", "x_img", "conf", "X_root", "X_cam")
+UNITS = "x_img px, X_root and X_cam mm (x right, y down, z forward)"
+
+Finder = Callable[[np.ndarray], np.ndarray]  # picture -> boxes
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -44,7 +72,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=text[0], epilog="examples\n" + text[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", type=Path, help="a picture, or a folder of them")
+    parser.add_argument("picture", type=Path, nargs="?", help="a picture, a video, or a folder of them")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="the same as an option")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: %(default)s")
     parser.add_argument("--cfg", help="YAML that bare weights (a published file) were trained with")
     parser.add_argument(
@@ -60,15 +89,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="a person, in px; may be repeated; default: the whole picture",
     )
     where.add_argument("--boxes", type=Path, help="JSON file with the boxes of each picture")
-    parser.add_argument("--margin", type=float, default=1.0, help="factor on the sides of the boxes; default: 1")
+    where.add_argument("--detector", choices=("torchvision",), help="find the people with torchvision's Faster R-CNN")
+    parser.add_argument("--detector-weights", type=Path, metavar="FILE", help="weights of the detector; default: see below")
+    parser.add_argument("--threshold", type=float, default=0.7, help="least score of a found person; default: %(default)s")
+    parser.add_argument("--margin", type=float, help="factor on the sides of the boxes; default: 1, with a detector 1.2")
     parser.add_argument("--box-mm", type=float, help="what the square around a box spans; default: as in training")
     parser.add_argument("--focal", type=float, help="focal length in px; default: unknown (weak perspective)")
     parser.add_argument("--root-depth", type=float, help="distance of the pelvis from the camera in mm")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, take every N-th frame")
+    parser.add_argument("--limit", type=int, metavar="N", help="of a video, take at most N frames")
+    parser.add_argument("--detect-every", type=int, default=10, metavar="N", help="taken frames between two detections; default: 10")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one) or a torch device")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     args = parser.parse_args(argv)
+    if (args.picture is None) == (args.image is None):
+        parser.error("expected one picture, video or folder, as an argument or as --image")
+    args.picture = args.picture or args.image
+    if args.detector_weights and not args.detector:
+        args.detector = "torchvision"
+        if args.box or args.boxes:
+            parser.error("--detector-weights: not allowed with --box or --boxes, which say where the people are")
+    args.margin = args.margin if args.margin is not None else TOUCHING if args.detector else 1.0
     if not args.margin > 0:
         parser.error("--margin: expected a factor above 0")
+    for name in ("every", "detect_every", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected 1 or more")
     return args
 
 
@@ -85,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict_all(args: argparse.Namespace) -> int:
-    """Does every picture; the exit status."""
-    names, boxes = pictures(args.picture), read_boxes(args.boxes)
+    """Does every picture and video; the exit status."""
+    names, boxes = sources(args.picture), read_boxes(args.boxes)
     if boxes is not None:
         missing = sorted(set(boxes) - {path.name for path in names})
         if missing:
@@ -95,26 +141,28 @@ def predict_all(args: argparse.Namespace) -> int:
     single = not args.picture.is_dir()
     targets = result_names(names, args.out)
     if single and not args.overwrite:
-        existing = [path for path in result_files(targets[0]) if path.exists()]
+        existing = [path for path in result_files(targets[0], names[0]) if path.exists()]
         if existing:
             raise RunError(f"{existing[0]}: exists; use --overwrite to replace it, or another --out")
+    find = finder(args)
     config = load(args.cfg) if args.cfg else None
     predictor = Predictor.from_checkpoint(checkpoint(args.checkpoint), args.device, config)
     done, kept, bad = 0, 0, []
-    for path, target in zip(tqdm(names, unit="picture", disable=single), targets, strict=True):
-        if not args.overwrite and all(file.exists() for file in result_files(target)):
+    for path, target in zip(tqdm(names, unit="file", disable=single), targets, strict=True):
+        if not args.overwrite and all(file.exists() for file in result_files(target, path)):
             kept += 1
             continue
         try:
-            people = boxes[path.name] if boxes is not None else args.box or [None]
-            image = read_image(path)
-            found = predict_one(predictor, image, people, args)
+            people = boxes[path.name] if boxes is not None else args.box
+            if is_video(path):
+                predict_video(target, path, people, find, predictor, args)
+            else:
+                predict_picture(target, path, people, find, predictor, args)
         except DataError as error:
             if single:
                 raise
             bad.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
-        write(target, path, image, found, predictor, args)
         done += 1
     counts = f"{done} done" + (f", {kept} left as they were (--overwrite replaces them)" if kept else "")
     print(f"{counts}{f', {len(bad)} skipped' if bad else ''}: {args.out}")
@@ -123,15 +171,27 @@ def predict_all(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def pictures(path: Path) -> list[Path]:
-    """The picture, or those of the folder in order of their names."""
+def finder(args: argparse.Namespace) -> Finder | None:
+    """What finds people, or None where boxes are given."""
+    if args.detector is None:
+        return None
+    model = load_detector(args.detector_weights, args.device)
+    return lambda image: find_people(image, model, args.threshold)[0]
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
+
+
+def sources(path: Path) -> list[Path]:
+    """The picture or video, or those of the folder in order of their names."""
     if not path.is_dir():
         if not path.exists():
-            raise DataError(f"{path}: no such picture or folder")
+            raise DataError(f"{path}: no such picture, video or folder")
         return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + VIDEOS)
     if not found:
-        raise DataError(f"{path}: holds no picture; expected files ending in {' '.join(PICTURES)}")
+        raise DataError(f"{path}: holds no picture or video; expected files ending in {' '.join(PICTURES + VIDEOS)}")
     return found
 
 
@@ -161,16 +221,19 @@ def result_names(names: list[Path], out: Path) -> list[Path]:
     return [out / (path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")) for path in names]
 
 
-def result_files(target: Path) -> list[Path]:
-    return [target.with_name(target.name + ending) for ending in RESULTS]
+def result_files(target: Path, source: Path) -> list[Path]:
+    return [target.with_name(target.name + ending) for ending in (VIDEO_RESULTS if is_video(source) else RESULTS)]
 
 
-def predict_one(predictor: Predictor, image: np.ndarray, boxes: list, args: argparse.Namespace) -> list[Prediction]:
-    """The people of one picture."""
-    height, width = image.shape[:2]
-    camera = None
-    if args.focal is not None:
-        camera = [[args.focal, 0, (width - 1) / 2], [0, args.focal, (height - 1) / 2], [0, 0, 1]]
+def camera_of(width: int, height: int, args: argparse.Namespace) -> list | None:
+    """Intrinsics in px, or None where the focal length is not known."""
+    if args.focal is None:
+        return None
+    return [[args.focal, 0, (width - 1) / 2], [0, args.focal, (height - 1) / 2], [0, 0, 1]]
+
+
+def with_margin(boxes, width: int, height: int, args: argparse.Namespace) -> list[np.ndarray]:
+    """Checked boxes, enlarged by --margin; None stands for the whole picture."""
     grown = []
     for box in boxes:
         given = np.array((0, 0, width, height) if box is None else box, dtype=object)
@@ -182,7 +245,22 @@ def predict_one(predictor: Predictor, image: np.ndarray, boxes: list, args: argp
                 [(low + high) / 2 - args.margin * (high - low) / 2, (low + high) / 2 + args.margin * (high - low) / 2]
             )
         )
-    return predictor.predict_boxes(image, grown, camera, args.root_depth, args.box_mm)
+    return grown
+
+
+def predict_picture(
+    target: Path, path: Path, boxes: list | None, find: Finder | None, predictor: Predictor, args: argparse.Namespace
+) -> None:
+    """Joints of the people in one picture, and their four files."""
+    image = read_image(path)
+    height, width = image.shape[:2]
+    if find is not None:
+        boxes = find(image).tolist()
+        if not boxes:
+            print(f"{path}: no person found with a score of {args.threshold:g} or more (--threshold)", file=sys.stderr)
+    people = with_margin(boxes if boxes is not None else [None], width, height, args)
+    found = predictor.predict_boxes(image, people, camera_of(width, height, args), args.root_depth, args.box_mm)
+    write(target, path, image, found, predictor, args)
 
 
 def write(
@@ -194,32 +272,134 @@ def write(
     args: argparse.Namespace,
 ) -> None:
     """The four files of one picture; each appears whole or not at all."""
-    as_json, as_npz, as_2d, as_3d = result_files(target)
+    as_json, as_npz, as_2d, as_3d = result_files(target, path)
     skeleton = predictor.skeleton
     record = {
         "image": path.name,
         "width": image.shape[1],
         "height": image.shape[0],
         "checkpoint": str(args.checkpoint),
-        "units": "x_img px, X_root and X_cam mm (x right, y down, z forward)",
+        "units": UNITS,
         "people": [p.to_dict() for p in people],
     }
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{target.parent}: cannot be made ({error.strerror}); choose another --out") from error
-    atomic_write(as_json, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
-    columns = {name: [getattr(p, name) for p in people] for name in ("box", "x_img", "conf", "X_root", "X_cam")}
-    arrays = {name: np.stack(rows) for name, rows in columns.items() if rows and rows[0] is not None}
-    atomic_write(as_npz, lambda file: np.savez_compressed(file, joints=np.array(skeleton.joints), **arrays))
+    make_folder(target.parent)
+    save_tables(as_json, as_npz, record, people, skeleton)
     rows, overlay = [], image
     for i, p in enumerate(people):
-        overlay = vis.draw_skeleton_2d(overlay, p.x_img, skeleton, p.conf)
-        rows.append(vis.SheetRow(image, p.x_img, p.X_root, conf=p.conf, crop=p.box, caption=f"person {i}"))
+        conf = np.maximum(p.conf, LEAST_DRAWN)
+        overlay = vis.draw_skeleton_2d(overlay, p.x_img, skeleton, conf)
+        rows.append(vis.SheetRow(image, p.x_img, p.X_root, conf=conf, crop=p.box, caption=f"person {i}"))
     vis.save_image(as_2d, overlay)
     title = f"{path.name}: {len(people)} {'person' if len(people) == 1 else 'people'}"
     assumed = "\n".join(f"assumed: {text}" for text in (people[0].assumed if people else ()))
     vis.save_image(as_3d, vis.pose_sheet(rows or [vis.SheetRow(image)], skeleton, title, assumed))
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
+
+
+def save_tables(as_json: Path, as_npz: Path, record: dict, people: list[Prediction], skeleton: Skeleton, **more: np.ndarray) -> None:
+    """The JSON file, and an npz of one row per person."""
+    atomic_write(as_json, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
+    columns = {name: [getattr(p, name) for p in people] for name in COLUMNS}
+    arrays = {name: np.stack(rows) for name, rows in columns.items() if rows and rows[0] is not None} | more
+    atomic_write(as_npz, lambda file: np.savez_compressed(file, joints=np.array(skeleton.joints), **arrays))
+
+
+# --------------------------------------------------------------------------------------------------------------- videos
+
+
+def predict_video(
+    target: Path, path: Path, boxes: list | None, find: Finder | None, predictor: Predictor, args: argparse.Namespace
+) -> None:
+    """Joints of the people in each frame of a video, and its four files."""
+    video = Video.open(path)
+    as_json, as_npz, as_mp4, as_gif = result_files(target, path)
+    start = None if find is not None else with_margin(boxes if boxes is not None else [None], video.width, video.height, args)
+    make_folder(target.parent)
+    records, rows, where, view = [], [], [], None
+    bar = tqdm(total=video.wanted(args.every, args.limit), desc=path.name, unit="frame")
+    with Clip(as_mp4, as_gif, video.fps / args.every) as clip, bar:
+        for number, image, people in predictions(video, start, find, predictor, args):
+            view = view or (viewpoint(people) if people else None)
+            clip.add(clip_frame(image, people, predictor.skeleton, view))
+            records.append({"frame": number, "people": [p.to_dict() for p in people]})
+            rows += people
+            where += [(number, i) for i in range(len(people))]
+            bar.update()
+    record = {
+        "video": path.name, "width": video.width, "height": video.height, "fps": video.fps, "every": args.every,
+        "checkpoint": str(args.checkpoint), "units": UNITS, "frames": records,
+    }  # fmt: skip
+    frame, person = np.array(where, np.int32).reshape(-1, 2).T
+    save_tables(as_json, as_npz, record, rows, predictor.skeleton, frame=frame, person=person)
+
+
+def predictions(
+    video: Video, boxes: list | None, find: Finder | None, predictor: Predictor, args: argparse.Namespace
+) -> Iterator[tuple[int, np.ndarray, list[Prediction]]]:
+    """Number, picture and people of each frame that is taken."""
+    frames = video.frames(args.every, args.limit)
+    camera = camera_of(video.width, video.height, args)
+    now = np.zeros((0, 4)) if boxes is None else np.array(boxes, np.float64).reshape(-1, 4)
+    if find is not None and args.detect_every == 1:  # no frame depends on the one before
+        while batch := list(islice(frames, BATCH)):
+            found = []
+            for _, image in batch:
+                now = in_order_of(found_boxes(find, image, args), now)
+                found.append(list(now))
+            people = predictor.predict_frames([image for _, image in batch], found, camera, args.root_depth, args.box_mm)
+            yield from ((number, image, p) for (number, image), p in zip(batch, people, strict=True))
+        return
+    starts: list[np.ndarray] = []  # anchors of the frame in which the boxes were given or found
+    for taken, (number, image) in enumerate(frames):
+        if find is not None and (taken % args.detect_every == 0 or not len(now)):
+            seen = found_boxes(find, image, args)
+            now, starts = (in_order_of(seen, now), []) if len(seen) else (now, starts)
+        people = predictor.predict_boxes(image, list(now), camera, args.root_depth, args.box_mm)
+        yield number, image, people
+        starts = starts or [anchor(box, p.x_img) for box, p in zip(now, people, strict=True)]
+        moved = [follow(box, p.x_img, start) for box, p, start in zip(now, people, starts, strict=True)]
+        inside = [bool((box[2:] > 0).all() and (box[:2] < (video.width, video.height)).all()) for box in moved]
+        now = np.array(moved).reshape(-1, 4)[inside]
+        starts = [start for start, kept in zip(starts, inside, strict=True) if kept]
+
+
+def found_boxes(find: Finder, image: np.ndarray, args: argparse.Namespace) -> np.ndarray:
+    """The detector's boxes with their margin, (N, 4)."""
+    return np.array(with_margin(find(image).tolist(), image.shape[1], image.shape[0], args)).reshape(-1, 4)
+
+
+def viewpoint(people: list[Prediction]) -> dict:
+    """Middle and reach of the 3D panel, the same for all frames of a clip."""
+    if people[0].X_cam is None:
+        return {}
+    if len(people) == 1:
+        return {"center": np.zeros(3), "half_mm": 1250.0}
+    joints = np.concatenate([p.X_cam for p in people])
+    center = (joints.min(0) + joints.max(0)) / 2
+    return {"center": center, "half_mm": float(1.15 * np.linalg.norm(joints - center, axis=-1).max() + 200)}
+
+
+def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, view: dict | None) -> np.ndarray:
+    """Overlay and, for a network with depth, the 3D poses beside it."""
+    share = PANEL / image.shape[0]
+    shown = cv2.resize(image, (round(image.shape[1] * share), PANEL), interpolation=cv2.INTER_AREA if share < 1 else cv2.INTER_LINEAR)
+    for p in people:
+        (x0, y0), (x1, y1) = np.rint(p.box.reshape(2, 2) * share).astype(int).tolist()
+        cv2.rectangle(shown, (x0, y0), (x1, y1), (235, 235, 235), 1, cv2.LINE_AA)
+    for p in people:
+        shown = vis.draw_skeleton_2d(shown, (p.x_img + 0.5) * share - 0.5, skeleton, np.maximum(p.conf, LEAST_DRAWN))
+    if view == {}:
+        return shown
+    single = view is not None and not view["center"].any()
+    X = np.array([p.X_root if single else p.X_cam for p in (people[:1] if single else people)]).reshape(-1, skeleton.num, 3)
+    panel = vis.draw_skeleton_3d(X, skeleton, size=PANEL, azimuth=25.0, **(view or {}))
+    return beside([shown, panel], 6)
 
 
 if __name__ == "__main__":

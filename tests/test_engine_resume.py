@@ -102,7 +102,15 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
     assert checkpoint.load(toy_folder(tmp_path) / run_dir.LAST)["step"] == 8
 
 
-def test_signals_are_held_back_once(monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises; a shell starts what runs in the background with SIGINT ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_signals_are_held_back_once(interruptible):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
 
-from lib import vis
+from lib import detection, vis
 from lib.config import defaults
 from lib.dataset.image import ImageSpec
 from lib.engine import checkpoint
@@ -21,6 +23,7 @@ from lib.skeleton import get
 from lib.synthetic.world import World
 from lib.tasks import build
 from lib.tasks.base import Task
+from lib.video import Video
 from scripts import predict as script
 from tests.tiny_dataset import NETWORK
 
@@ -337,3 +340,156 @@ def test_script_help_shows_examples_from_any_folder(tmp_path):
     script_file = ROOT / "scripts/predict.py"
     done = subprocess.run([sys.executable, script_file, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "--box 120 80 360 560" in done.stdout and "Exit status" in done.stdout
+
+
+# --- videos and the detector
+
+
+class Stub(torch.nn.Module):
+    """Finds what it was told, as torchvision's detectors give it."""
+
+    def __init__(self, boxes, labels, scores):
+        super().__init__()
+        self.found = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor(labels), "scores": torch.tensor(scores)}
+        self.seen = []
+
+    def forward(self, images):
+        self.seen += images
+        return [self.found for _ in images]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """Six frames of 64 x 48 px, each of another grey."""
+    path = tmp_path_factory.mktemp("clip") / "walk.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for grey in range(0, 240, 40):
+        writer.write(np.full((48, 64, 3), grey, np.uint8))
+    writer.release()
+    return path
+
+
+def test_people_come_by_score_and_other_things_are_left_out():
+    model = Stub([[0, 0, 5, 9], [1, 1, 6, 9], [2, 2, 7, 9], [3, 3, 8, 9]], [1, 18, 1, 1], [0.8, 0.99, 0.95, 0.3])
+    image = np.full((10, 20, 3), (255, 0, 51), np.uint8)
+    boxes, scores = detection.find_people(image, model, 0.7)
+    assert boxes.tolist() == [[2, 2, 7, 9], [0, 0, 5, 9]] and scores.tolist() == pytest.approx([0.95, 0.8])
+    (x,) = model.seen
+    assert x.shape == (3, 10, 20) and x[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+    assert detection.find_people(image, model, 0.999)[0].shape == (0, 4)
+
+
+def test_detector_weights_are_recognised_by_their_keys(tmp_path):
+    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None)
+    path = tmp_path / "mine.pth"
+    torch.save(model.state_dict(), path)
+    loaded = detection.load_detector(path, "cpu")
+    both = zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    assert not loaded.training and all(torch.equal(a, b) for a, b in both)
+    boxes, scores = detection.find_people(np.zeros((64, 64, 3), np.uint8), loaded, 0.0)
+    assert boxes.shape == (len(scores), 4)
+    with torch.device("meta"):
+        for name in detection.DETECTORS:
+            keys = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None).state_dict()
+            assert detection._architecture(keys) == name
+
+
+def test_missing_or_foreign_detector_weights_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"--box.*https://download\.pytorch\.org/models/fasterrcnn.*into models/"):
+        detection.load_detector(None, "cpu")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"a\.pth: holds no Faster R-CNN"):
+        detection.load_detector(tmp_path / "a.pth", "cpu")
+    (tmp_path / "b.pth").write_text("nothing")
+    with pytest.raises(WeightsError, match=r"b\.pth: damaged"):
+        detection.load_detector(tmp_path / "b.pth", "cpu")
+    torch.save({"backbone.body.conv1.weight": torch.zeros(1)}, tmp_path / "c.pth")
+    with pytest.raises(WeightsError, match=r"c\.pth: looks like fasterrcnn_resnet50_fpn "):
+        detection.load_detector(tmp_path / "c.pth", "cpu")
+
+
+def test_a_box_follows_the_joints_and_stays_without_motion():
+    box, x = np.array([100.0, 100, 300, 300]), np.random.default_rng(0).uniform(130, 260, (17, 2))
+    start = detection.anchor(box, x)
+    np.testing.assert_allclose(detection.follow(box, x, start), box)
+    np.testing.assert_allclose(detection.follow(box, x + [12, -7], start), box + [12, -7, 12, -7])
+    np.testing.assert_allclose(detection.follow(box, x + 500, start), box + 50)  # a quarter of the side at most
+    np.testing.assert_allclose(detection.follow(box, np.full((17, 2), np.nan), start), box)
+    grown, shrunk = (detection.follow(box, 200 + (x - 200) * factor, start) for factor in (2.0, 0.2))
+    assert grown[2] - grown[0] == pytest.approx(206) and shrunk[2] - shrunk[0] == pytest.approx(194)
+
+
+def test_found_people_keep_their_places():
+    before = np.array([[0, 0, 10, 10], [50, 0, 60, 10], [90, 0, 99, 10.0]])
+    found = np.array([[200, 0, 210, 10], [52, 0, 62, 10], [1, 0, 11, 10.0]])
+    np.testing.assert_array_equal(detection.in_order_of(found, before), found[[2, 1, 0]])
+    np.testing.assert_array_equal(detection.in_order_of(found, np.zeros((0, 4))), found)
+    assert detection.in_order_of(np.zeros((0, 4)), before).shape == (0, 4)
+
+
+def test_frames_of_a_video_are_predicted_together(weights):
+    predictor = Predictor.from_checkpoint(weights, "cpu")
+    frames = np.random.default_rng(0).integers(0, 255, (3, 60, 80, 3), dtype=np.uint8)
+    boxes = [[None], [], [(5, 5, 50, 55), (20, 5, 70, 55)]]
+    together = predictor.predict_frames(frames, boxes, batch_size=2)
+    assert [len(people) for people in together] == [1, 0, 2]
+    for image, given, people in zip(frames, boxes, together, strict=True):
+        for alone, person in zip(predictor.predict_boxes(image, given), people, strict=True):
+            np.testing.assert_allclose(person.x_img, alone.x_img, atol=1e-2)
+    with pytest.raises(DataError, match="80 x 60"):
+        predictor.predict_frames([frames[0], frames[1][:50]], [[None], [None]])
+
+
+def test_script_does_a_video(weights, clip, tmp_path):
+    arguments = [str(clip), "--checkpoint", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert script.main([*arguments, "--box", "5", "5", "40", "45", "--every", "2"]) == 0
+    assert files(tmp_path / "out") == ["walk.json", "walk.npz", "walk_pose.gif", "walk_pose.mp4"]
+    record = json.loads((tmp_path / "out/walk.json").read_text())
+    assert [f["frame"] for f in record["frames"]] == [0, 2, 4] and record["fps"] == 10
+    with np.load(tmp_path / "out/walk.npz") as arrays:
+        assert arrays["frame"].tolist() == [0, 2, 4] and arrays["X_root"].shape == (3, 17, 3)
+    made = Video.open(tmp_path / "out/walk_pose.mp4")
+    assert made.fps == 5 and len(list(made.frames())) == 3 and made.height == script.PANEL
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert script.main(arguments) == 2
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    assert script.main([*arguments, "--overwrite", "--limit", "1"]) == 0
+    assert len(json.loads((tmp_path / "out/walk.json").read_text())["frames"]) == 1
+
+
+@pytest.mark.parametrize(("every", "detections"), [("1", 6), ("4", 2)])
+def test_script_finds_people_with_the_detector(weights, clip, tmp_path, monkeypatch, every, detections):
+    model = Stub([[10, 5, 30, 45], [40, 5, 60, 45]], [1, 1], [0.9, 0.8])
+    monkeypatch.setattr(script, "load_detector", lambda *args: model)
+    arguments = ["--checkpoint", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu", "--detector", "torchvision"]
+    assert script.main(["--image", str(clip), *arguments, "--detect-every", every]) == 0
+    record = json.loads((tmp_path / "out/walk.json").read_text())
+    assert len(model.seen) == detections and [len(f["people"]) for f in record["frames"]] == [2] * 6
+    np.testing.assert_allclose(record["frames"][0]["people"][0]["box"], [20 - 24, 25 - 24, 20 + 24, 25 + 24])  # square, with margin
+    model.found = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
+    vis.save_image(tmp_path / "empty.png", np.zeros((20, 20, 3), np.uint8))
+    assert script.main([str(tmp_path / "empty.png"), *arguments]) == 0
+    assert json.loads((tmp_path / "out/empty.json").read_text())["people"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("empty.mp4", b"", "empty"), ("cut.mp4", b"\0\0\0\x18ftypmp42" * 20, "no frame"), ("none.mp4", None, "no such")],
+)
+def test_script_names_videos_that_cannot_be_read(weights, tmp_path, capsys, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    arguments = ["--checkpoint", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert script.main([str(tmp_path / name), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert name in said and message in said and files(tmp_path / "out") == []
+
+
+def test_script_says_where_a_box_is_wrong_in_a_video(weights, clip, tmp_path, capsys):
+    arguments = [str(clip), "--checkpoint", str(weights), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert script.main([*arguments, "--box", "500", "500", "600", "600"]) == 2
+    assert "outside" in capsys.readouterr().err and files(tmp_path / "out") == []
+    assert script.main([str(clip), *arguments[1:], "--detector-weights", str(tmp_path / "none.pth")]) == 2
+    assert "none.pth" in capsys.readouterr().err

@@ -75,4 +75,5 @@ def scale_colors(image: np.ndarray, factors: tuple[float, float, float]) -> np.n
     """Each channel times its factor, rounded and clipped to 0..255.   (H, W, 3) uint8 -> same"""
     if factors == (1.0, 1.0, 1.0):
         return image
-    return cv2.transform(image, np.diag(factors))
+    r, g, b = factors
+    return cv2.transform(image, np.array([[r, 0, 0], [0, g, 0], [0, 0, b]]))

@@ -43,7 +43,7 @@ TRAILER = struct.Struct("<8sQI")  # magic, where the index begins, its CRC-32
 JPEG_QUALITY = 95
 WIDER = 1.2  # the second margin of a crop, as a factor on the first
 LEVELS = (1.0, WIDER)
-RIM = 2  # px of the crop around the margin, so that interpolation at its border has neighbours
+RIM = 1  # px of the crop around the margin, so that interpolation at its border has neighbours
 BLOCK = 256  # images that are in work at once while a cache is built
 FOLDER = ".crops"
 
@@ -59,9 +59,9 @@ class CropCache:
         region, size, full = (index[name].astype(np.float64) for name in ("region", "crop_size", "image_size"))
         low, high = region[:, :2], region[:, 2:]
         scale = size / (high - low)
-        self.crop_from_img = torch.zeros(len(region), 2, 3, dtype=torch.float64)
-        self.crop_from_img[:, 0, 0], self.crop_from_img[:, 1, 1] = torch.from_numpy(scale).T
-        self.crop_from_img[:, :, 2] = torch.from_numpy((0.5 - low) * scale - 0.5)
+        self.img_from_crop = torch.zeros(len(region), 2, 3, dtype=torch.float64)
+        self.img_from_crop[:, 0, 0], self.img_from_crop[:, 1, 1] = torch.from_numpy(1 / scale).T
+        self.img_from_crop[:, :, 2] = torch.from_numpy(low - 0.5 + 0.5 / scale)
         # Image px between the centres of a crop's outer pixels; where the image ends, so does what a patch can show.
         self._low = np.where(low > 0, low - 0.5 + 0.5 / scale, 0)
         self._high = np.where(high < full, high - 0.5 - 0.5 / scale, full - 1)
@@ -88,7 +88,7 @@ class CropCache:
         for level in reversed(range(len(LEVELS))):  # the narrowest one that will do
             at = rows + level * len(self)
             crop = np.where(((low >= self._low[at]) & (high <= self._high[at])).all(1), at, crop)
-        patch_from_crop = compose(patch_from_img, invert(self.crop_from_img[torch.from_numpy(np.maximum(crop, 0))]))
+        patch_from_crop = compose(patch_from_img, self.img_from_crop[torch.from_numpy(np.maximum(crop, 0))])
         return crop, torch.where(torch.from_numpy(crop >= 0)[:, None, None], patch_from_crop, patch_from_img)
 
     def read(self, crop: int) -> np.ndarray:
@@ -292,7 +292,7 @@ def _finish(file, key: str, place: np.ndarray, length: np.ndarray, index: dict) 
 def _make(image: np.ndarray, region: np.ndarray, size: int) -> tuple[np.ndarray, list[int], list[int], list[int]]:
     """One crop.   -> its JPEG; its region in the image x0 y0 x1 y1 px; its size; the size of the image"""
     height, width = image.shape[:2]
-    scale = min(1.0, size / max(region[2:] - region[:2]))
+    scale = min(1.0, max(1, size - 2 * RIM - 1) / max(region[2:] - region[:2]))  # with rim and rounding, `size` px at most
     low = np.clip(np.floor(region[:2] - RIM / scale), 0, (width - 1, height - 1)).astype(int)
     high = np.clip(np.ceil(region[2:] + RIM / scale) + 1, low + 1, (width, height)).astype(int)
     crop = image[low[1] : high[1], low[0] : high[0]]

@@ -26,8 +26,8 @@ from scripts.benchmarks.harness import Report, Row, machine, one_thread
 
 FRAMES = 5  # instants of the embedded world, each seen by four cameras
 SIZE = (1000, 1002)  # px of a frame
-JPEG_QUALITY = 75  # some 75 kB per frame
-BATCH = 20
+JPEG_QUALITY = 80  # some 75 kB per frame
+BATCH = 32
 SEED = 0
 SPEC = ImageSpec((256, 256))
 PLAIN, OURS, CACHED = "plain: whole frame, float per sample", "ours: whole frame", "ours: crop cache"

@@ -1,0 +1,127 @@
+"""Videos in and out: frames of a file one after another, and clips as MP4 and GIF that appear only when they are complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lib.errors import DataError, RunError
+
+GIF_WIDTH = 640  # px at most
+GIF_FPS = 12.5  # at most
+GIF_FRAMES = 300  # at most; the rest is in the MP4
+DEFAULT_FPS = 25.0  # for files that do not say
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file that can be read."""
+
+    path: Path
+    width: int
+    height: int
+    fps: float
+    count: int  # frames as the file says, which may be wrong; 0 = unknown
+
+    @staticmethod
+    def open(path: str | Path) -> Video:
+        """The facts of a video, after its first frame was decoded.
+
+        Raises:
+            DataError: no such file, empty, not a video, or no frame in it can be decoded.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"{path}: no such video")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the video is empty (0 bytes); copy it again")
+        capture = cv2.VideoCapture(str(path))
+        try:
+            good, frame = capture.read() if capture.isOpened() else (False, None)
+            if not good:
+                raise DataError(f"{path}: no frame of it can be decoded; expected a video whose codec OpenCV reads, such as MP4 (H.264)")
+            fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        finally:
+            capture.release()
+        height, width = frame.shape[:2]
+        return Video(path, width, height, fps if 0 < fps < 1000 else DEFAULT_FPS, max(0, int(count)))
+
+    def frames(self, every: int = 1, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Number (0-based) and picture (H, W, 3) uint8 RGB of every n-th frame, at most `limit` of them."""
+        capture, number, given = cv2.VideoCapture(str(self.path)), 0, 0
+        try:
+            while (limit is None or given < limit) and capture.grab():
+                if number % every == 0:
+                    good, frame = capture.retrieve()
+                    if not good:
+                        raise DataError(f"{self.path}: frame {number} cannot be decoded; copy the video again, or use --limit {given}")
+                    yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                    given += 1
+                number += 1
+        finally:
+            capture.release()
+
+    def wanted(self, every: int = 1, limit: int | None = None) -> int | None:
+        """How many frames `frames` gives, if the file is right; None = unknown."""
+        count = -(-self.count // every) or None
+        return count if limit is None else min(limit, count or limit)
+
+
+class Clip:
+    """Writes pictures of one size to an MP4 and a GIF file; `with` closes it, and removes both where an error ends it.
+
+    Raises:
+        RunError: this OpenCV has no MP4 encoder, or a file cannot be written.
+    """
+
+    def __init__(self, mp4: Path, gif: Path, fps: float):
+        self.mp4, self.gif, self.fps = mp4, gif, fps
+        self.part = mp4.with_name(f".{mp4.stem}.part.mp4")
+        self.writer: cv2.VideoWriter | None = None
+        self.count, self.step, self.images = 0, max(1, int(np.ceil(fps / GIF_FPS - 1e-6))), []
+
+    def add(self, picture: np.ndarray) -> None:
+        """One more picture, (H, W, 3) uint8 RGB."""
+        height, width = picture.shape[:2]
+        if self.writer is None:
+            size = (width + width % 2, height + height % 2)  # the encoder takes even sizes only
+            self.writer = cv2.VideoWriter(str(self.part), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, size)
+            if not self.writer.isOpened():
+                raise RunError(f"{self.mp4}: cannot be written; choose another --out, or install an OpenCV with FFmpeg")
+        even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        self.writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        if self.count % self.step == 0 and len(self.images) < GIF_FRAMES:
+            self.images.append(_paletted(picture))
+        self.count += 1
+
+    def __enter__(self) -> Clip:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self.writer is not None:
+            self.writer.release()
+        part = self.gif.with_name(f".{self.gif.stem}.part.gif")
+        try:
+            if kind is None and self.images:
+                first, *rest = self.images
+                first.save(part, save_all=True, append_images=rest, duration=round(1000 * self.step / self.fps), loop=0, disposal=1)
+                os.replace(part, self.gif)
+                os.replace(self.part, self.mp4)
+        except OSError as failed:
+            raise RunError(f"{self.gif}: cannot be written ({failed.strerror or failed}); free space or choose another --out") from failed
+        finally:
+            for path in (part, self.part):
+                path.unlink(missing_ok=True)
+
+
+def _paletted(picture: np.ndarray):
+    from PIL import Image
+
+    share = min(1.0, GIF_WIDTH / picture.shape[1])
+    small = cv2.resize(picture, None, fx=share, fy=share, interpolation=cv2.INTER_AREA) if share < 1 else picture
+    return Image.fromarray(small).quantize(128)
