@@ -49,9 +49,10 @@ WEIGHTS_HELP = "see models/README.md for the download, or train what makes it fi
 
 TREE = Group("", {
     "TASK": Key("integral", "What is trained and how it is judged: a network on annotated joints (integral), or on "
-                "joints that are triangulated from a frozen 2D network in several views (epipolar), or a small "
-                "network that cleans the 3D poses of another one (refine).",
-                choices=("integral", "epipolar", "refine")),
+                "joints that are triangulated from a frozen 2D network in several views (epipolar), a small "
+                "network that cleans the 3D poses of another one (refine), or a network that lifts 2D keypoints over "
+                "time (temporal).",
+                choices=("integral", "epipolar", "refine", "temporal")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
     "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
@@ -146,6 +147,7 @@ TREE = Group("", {
                          Check(lambda v: 0 < v <= 1, "more than 0, at most 1")),
         "WARMUP_STEPS": Key(0, "Steps over which the rate rises linearly from 0.", at_least(0)),
         "WD": Key(0.0, "Weight decay (coupled in adam and sgd, decoupled in adamw).", at_least(0)),
+        "AMSGRAD": Key(False, "AMSGrad in adam and adamw: steps never grow back after a large gradient."),
         "MOMENTUM": Key(0.9, "Momentum of sgd.", Check(lambda v: 0 <= v < 1, "at least 0 and less than 1")),
         "NESTEROV": Key(False, "Nesterov momentum in sgd."),
         "CLIP": Key(0.0, "Largest norm of the gradient; 0 = not clipped.", at_least(0)),
@@ -159,6 +161,7 @@ TREE = Group("", {
         "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image."),
         "SUBJECTS": Key([], "Names of the subjects that are evaluated; empty = all of TEST_SET.", of=str),
         "PROTOCOL": Key("", "Free name of the protocol, printed and stored with the results."),
+        "BY_SUBJECT": Key(False, "Tables of lifting by subject and action, instead of by action alone."),
         "JOINTS": Key("", "Joint set of the metrics: empty = all joints, 14 = the common fourteen, 3dhp14 = the fourteen of "
                       "MPI-INF-3DHP (head and neck, no pelvis).", choices=("", "14", "3dhp14"),
                       alias={14: "14"}),
@@ -211,6 +214,39 @@ TREE = Group("", {
         "RESIDUAL": Key(False, "Predict a correction of the input instead of the pose itself."),
         "NOISE_MM": Key(0.0, "Standard deviation of the noise added to each training input coordinate.", at_least(0)),
         "JOINT_DROP": Key(0.0, "Probability that a joint of a training input is hidden from the network.", FRACTION),
+    }),
+    "TEMPORAL": Group("Lifting of 2D keypoints over time: temporal convolutions, what they are trained on, and learning without labels.", {
+        "WIDTHS": Key([3, 3, 3], "Filter widths, all odd; their product is the number of frames that one pose is computed from.",
+                      each(lambda e: e > 0 and e % 2 == 1, "odd widths, such as [3, 3, 3]")),
+        "CAUSAL": Key(False, "See past frames only, for streams; weights do not tell which they are, so this must fit them."),
+        "DENSE": Key(False, "Full filters in place of dilated ones; more weights, same frames."),
+        "CHANNELS": Key(1024, "Channels of the convolutions.", at_least(1)),
+        "DROPOUT": Key(0.25, "Probability of dropout.", Check(lambda v: 0 <= v < 1, "at least 0 and less than 1")),
+        "FEATURES": Key(2, "Numbers per keypoint that the network sees: 2 = x and y, 3 = also the score.", choices=(2, 3)),
+        "LAYOUT": Key("", "Skeleton of the keypoints; empty = that of the 3D poses."),
+        "CHUNK": Key(1, "Frames that a training sample predicts; TRAIN.BATCH_SIZE counts samples.", at_least(1)),
+        "OPTIMIZED": Key(True, "With CHUNK 1, compute in training only what the one frame needs (strided convolutions)."),
+        "TRAJECTORY": Key("auto", "Train a second network for the place of the root joint; auto = when UNLABELED names subjects.",
+                          choices=("auto", "true", "false"), alias={True: "true", False: "false"}),
+        "BN_MOMENTUM": Key([0.1, 0.001], "Momentum of the batch norms in the first epoch, and after the last; exponential between.",
+                           Check(lambda v: len(v) == 2 and all(0 < e <= 1 for e in v), "two numbers above 0 and up to 1"), of=float),
+        "ACTIONS": Key([], "Actions that are trained and judged on, all trials of each; Walk* means all that begin so; empty = all.", of=str),
+        "SUBSET": Key(1.0, "Share of each training sequence that is used, in one piece.", Check(lambda v: 0 < v <= 1, "above 0, at most 1")),
+        "UNLABELED": Key([], "Subjects whose 2D keypoints are learned from without their 3D poses.", of=str),
+        "WARMUP_EPOCHS": Key(1, "Epochs on labelled subjects alone, before UNLABELED ones join.", at_least(0)),
+        "PROJECTION": Key("full", "Camera of the reprojection loss: with the lens, as a pinhole, or no such loss.",
+                          choices=("full", "linear", "none")),
+        "WEIGHT_TRAJECTORY": Key(1.0, "Weight of the trajectory's loss.", at_least(0)),
+        "WEIGHT_PROJECTION": Key(1.0, "Weight of the reprojection loss.", at_least(0)),
+        "WEIGHT_BONES": Key(1.0, "Weight of the difference of mean bone lengths between labelled and unlabelled subjects.", at_least(0)),
+        "NEAR_MM": Key(100.0, "Depth at which points nearer to the camera, or behind it, are projected; 0 = as they are, as published.",
+                       at_least(0)),
+        "CAUSAL_TARGET": Key("current", "Frame that a causal network's reprojection is compared with: the predicted one, or as published "
+                             "(reference) the middle one of its window.", choices=("current", "reference")),
+        "ORDER": Key("seeded", "Order of the training samples: a function of SEED and step, or that of VideoPose3D (reference), whose last "
+                     "batch of an epoch is smaller; one process only.", choices=("seeded", "reference")),
+        "TABLES": Key("auto", "Where keypoints and poses lie: in the memory of the host, or of the device that computes; auto = there, if "
+                      "they are small.", choices=("auto", "host", "device")),
     }),
     "SYNTH": Group("The embedded world that is generated into DATASET.ROOT when that folder is missing.", {
         "PRETRAIN": Key(4000, "Instants of the 2D pretraining split.", at_least(0)),

@@ -159,9 +159,10 @@ class Tracks:
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             s = int(self.track[row])
+            place = f"frame {row - self.start[s]} of {self.subject[s]} '{self.action[s]}' camera {self.view[s]}"
             raise DataError(
-                f"{name}: {int(bad.sum())} frames hold NaN or infinite numbers, the first is frame {row - self.start[s]} of "
-                f"{self.subject[s]} '{self.action[s]}' camera {self.view[s]}; interpolate missing detections first (scripts/prepare.py keypoints does)"
+                f"{name}: {int(bad.sum())} frames hold NaN or infinite numbers, the first is {place}; interpolate missing detections first "
+                "(scripts/prepare.py keypoints does)"
             )
         size = self.observing().size
         if tracks and not bool((size > 0).all()):

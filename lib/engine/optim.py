@@ -62,7 +62,7 @@ def build_optimizer(groups: list[dict], train) -> Optimizer:
     if train.OPTIMIZER == "sgd":
         kind, options = SGD, {"momentum": train.MOMENTUM, "nesterov": train.NESTEROV}
     else:
-        kind, options = {"adam": Adam, "adamw": AdamW}[train.OPTIMIZER], {}
+        kind, options = {"adam": Adam, "adamw": AdamW}[train.OPTIMIZER], {"amsgrad": train.AMSGRAD}
     for group in groups:
         group.setdefault("lr", train.LR)
         group["initial_lr"] = group["lr"]

@@ -8,6 +8,7 @@ TASKS = {
     "integral": "lib.tasks.integral:IntegralTask",
     "epipolar": "lib.tasks.epipolar:EpipolarTask",
     "refine": "refiner.task:RefineTask",
+    "temporal": "lib.tasks.temporal:TemporalTask",
 }
 
 __all__ = ["TASKS", "Step", "Task", "build"]
