@@ -6,8 +6,9 @@ own reconstruction code is replaced: an array is made here, from a plain type, a
 """
 
 import pickle
+import zipfile
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,45 @@ def load(path: str | Path, records: Collection[str] = ()) -> Any:
     Raises:
         DataError: missing, damaged, or it names another class or function, which the message tells.
     """
+    return _guarded(path, "a pickle", lambda file: _finished(_Unpickler(file, records).load()), records)
+
+
+def load_npz(path: str | Path) -> dict[str, Any]:
+    """The arrays of an .npz archive by name. Arrays of objects, which NumPy stores as pickles, are read as `load` reads them.
+
+    A single object comes as an array of shape (), as from `np.load(path, allow_pickle=True)`: `.item()` is the object.
+
+    Raises:
+        DataError: missing, damaged, or it names a class or function, which the message tells.
+    """
+
+    def members(file: Any) -> dict[str, Any]:
+        with zipfile.ZipFile(file) as archive:
+            return {name.removesuffix(".npy"): _member(archive, name) for name in archive.namelist() if name.endswith(".npy")}
+
+    return _guarded(path, "an .npz archive", members)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an archive."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = head(file)
+        if dtype.hasobject:
+            value = _finished(_Unpickler(file, ()).load())
+            if dtype.kind != "O" or not isinstance(value, np.ndarray) or value.dtype.kind != "O" or value.shape != shape:
+                raise pickle.UnpicklingError(f"{name} holds something else than an array of objects of shape {shape}")
+            return value
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _guarded(path: str | Path, kind: str, read: Callable[[Any], Any], records: Collection[str] = ()) -> Any:
+    """What `read` makes of a file, or one DataError for all that can be wrong with it."""
     try:
         with open(path, "rb") as file:
-            return _finished(_Unpickler(file, records).load())
+            return read(file)
     except _Refused as error:
         raise DataError(
             f"{path}: the pickle wants to call {error}, expected plain data and NumPy arrays"
@@ -185,7 +222,7 @@ def load(path: str | Path, records: Collection[str] = ()) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        raise DataError(f"{path}: not a pickle, cut short or damaged ({error}); copy or download the file again") from None
+        raise DataError(f"{path}: not {kind}, cut short or damaged ({error}); copy or download the file again") from None
 
 
 def _finished(value: Any, done: dict[int, Any] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Data: layouts on disk are read into one table (annotations.py), and sampled from there (samples.py)."""
+"""Data: layouts on disk are read into one table (annotations.py, or tracks.py over time), and sampled from there (samples.py)."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats import FORMATS
+from lib.dataset.formats import FORMATS, TRACKS
+from lib.dataset.tracks import Tracks, from_annotations
 from lib.errors import ConfigError
 from lib.registry import resolve, unknown
 
@@ -30,8 +31,30 @@ def load(
         DataError: files are missing, damaged or hold impossible values.
     """
     module = resolve(FORMATS, name, key="DATASET.DATASET")
-    options = dict(options or {})
-    known = {p.name: p for p in list(inspect.signature(module.read).parameters.values())[2:] if p.kind in OPTION_KINDS}
+    ann = module.read(root, split, **checked_options(module, name, options)).check(f"{root} ({split})")
+    return ann.to_skeleton(skeleton) if skeleton else ann
+
+
+def load_tracks(name: str, root: str | Path, split: str, options: Mapping[str, Any] | None = None) -> Tracks:
+    """One split of a dataset as people over time, checked: of a layout in TRACKS, or made from the annotations of one in FORMATS.
+
+    Arguments and errors are those of `load`. Lenses follow the formula that the layout's 2D joints were made with.
+    """
+    module = resolve({**FORMATS, **TRACKS}, name, key="DATASET.DATASET")
+    if name in TRACKS:
+        return module.read(root, split, **checked_options(module, name, options)).check(f"{root} ({split})")
+    formula = _options_of(module).get("tangential")
+    tangential = (options or {}).get("tangential", formula.default if formula else "opencv")
+    return from_annotations(load(name, root, split, options), tangential).check(f"{root} ({split})")
+
+
+def checked_options(module: Any, name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of a layout, held against the signature of its `read`.
+
+    Raises:
+        ConfigError: an unknown option, or a required one that is missing.
+    """
+    options, known = dict(options or {}), _options_of(module)
     for option in options:
         if option not in known:
             if not known:
@@ -40,5 +63,9 @@ def load(
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigError(f"DATASET.OPTIONS: {name} needs {', '.join(missing)}; add them to the configuration")
-    ann = module.read(root, split, **options).check(f"{root} ({split})")
-    return ann.to_skeleton(skeleton) if skeleton else ann
+    return options
+
+
+def _options_of(module: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a layout's `read` after root and split."""
+    return {p.name: p for p in list(inspect.signature(module.read).parameters.values())[2:] if p.kind in OPTION_KINDS}

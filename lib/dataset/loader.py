@@ -5,7 +5,7 @@ last one filled by wrapping around the epoch's own order.
 """
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -41,7 +41,12 @@ def check_batch(n: int, batch_size: int, world: int = 1) -> None:
 
 
 class StepSampler(Sampler[list[Key]]):
-    """Yields the keys of one rank's batch, step by step, from `start_step` on; endless unless `num_steps` is given."""
+    """Yields the keys of one rank's batch, step by step, from `start_step` on; endless unless `num_steps` is given.
+
+    Args:
+        order: the samples of an epoch in their order, instead of a permutation drawn from seed and epoch.
+        ragged: the last batch of an epoch is smaller instead of being filled up; one process only.
+    """
 
     def __init__(
         self,
@@ -53,12 +58,17 @@ class StepSampler(Sampler[list[Key]]):
         rank: int = 0,
         world: int = 1,
         shuffle: bool = True,
+        order: Callable[[int], np.ndarray] | None = None,
+        ragged: bool = False,
     ):
         if not 0 <= rank < world:
             raise DataError(f"loader: rank {rank} of {world}, expected 0 <= rank < {world}")
+        if ragged and world > 1:
+            raise DataError("loader: batches that are not filled up cannot be shared by several processes; use the order `seeded`")
         check_batch(n, batch_size, world)
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
         self.start_step, self.num_steps, self.shuffle = start_step, num_steps, shuffle
+        self.given_order, self.ragged = order, ragged
 
     def __len__(self) -> int:
         if self.num_steps is None:
@@ -67,6 +77,8 @@ class StepSampler(Sampler[list[Key]]):
 
     def order(self, epoch: int) -> np.ndarray:
         """The samples of an epoch in their order, all ranks together."""
+        if self.given_order is not None and self.shuffle:
+            return self.given_order(epoch)
         return np.random.default_rng((self.seed, epoch)).permutation(self.n) if self.shuffle else np.arange(self.n)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -78,7 +90,7 @@ class StepSampler(Sampler[list[Key]]):
                 epoch = step // per_epoch
                 order = self.order(epoch)
             first = (step % per_epoch) * total + self.rank * self.batch_size
-            places = np.arange(first, first + self.batch_size) % self.n
+            places = np.arange(first, min(first + self.batch_size, self.n) if self.ragged else first + self.batch_size) % self.n
             yield [Key(index, epoch) for index in order[places].tolist()]
             step += 1
 
@@ -143,10 +155,15 @@ def make_loader(
 ) -> DataLoader:
     """Training batches from step `start_step` on.
 
+    A dataset may have attributes that change how it is read: `in_process`, its batches are made without worker processes; `ragged`
+    and then `order`, see StepSampler.
+
     Raises:
         DataError: an empty training set, or one smaller than a single global batch (nearly always a mistake).
     """
-    sampler = StepSampler(len(dataset), batch_size, seed, start_step, num_steps, rank, world, shuffle)
+    ragged = getattr(dataset, "ragged", False)
+    own_order = dataset.order if ragged else None
+    sampler = StepSampler(len(dataset), batch_size, seed, start_step, num_steps, rank, world, shuffle, own_order, ragged)
     return _loader(dataset, sampler, workers, pin)
 
 
@@ -171,6 +188,8 @@ def eval_loader(
 
 
 def _loader(dataset: Dataset, batches, workers: int, pin: bool) -> DataLoader:
+    if getattr(dataset, "in_process", False):
+        workers, pin = 0, False
     return Loader(
         dataset,
         batch_sampler=batches,

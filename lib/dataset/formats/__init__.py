@@ -10,3 +10,6 @@ FORMATS = {
     "mpii": "lib.dataset.formats.mpii",
     "mpi_inf_3dhp": "lib.dataset.formats.mpi_inf_3dhp",
 }
+
+# People over time (lib.dataset.tracks): each module has SKELETON, read(root, split, **options) -> Tracks and write(tracks, root, ...).
+TRACKS = {"keypoints_npz": "lib.dataset.formats.keypoints_npz"}
