@@ -230,8 +230,10 @@ TREE = Group("", {
                           choices=("auto", "true", "false"), alias={True: "true", False: "false"}),
         "BN_MOMENTUM": Key([0.1, 0.001], "Momentum of the batch norms in the first epoch, and after the last; exponential between.",
                            Check(lambda v: len(v) == 2 and all(0 < e <= 1 for e in v), "two numbers above 0 and up to 1"), of=float),
-        "ACTIONS": Key([], "Actions that are trained and judged on, all trials of each; Walk* means all that begin so; empty = all.", of=str),
-        "SUBSET": Key(1.0, "Share of each training sequence that is used, in one piece.", Check(lambda v: 0 < v <= 1, "above 0, at most 1")),
+        "ACTIONS": Key([], "Actions that are trained and judged on, all trials of each; Walk* means all that begin so; empty = all.",
+                       of=str),
+        "SUBSET": Key(1.0, "Share of each training sequence that is used, in one piece.",
+                      Check(lambda v: 0 < v <= 1, "more than 0, at most 1")),
         "UNLABELED": Key([], "Subjects whose 2D keypoints are learned from without their 3D poses.", of=str),
         "WARMUP_EPOCHS": Key(1, "Epochs on labelled subjects alone, before UNLABELED ones join.", at_least(0)),
         "PROJECTION": Key("full", "Camera of the reprojection loss: with the lens, as a pinhole, or no such loss.",
@@ -257,6 +259,7 @@ TREE = Group("", {
         "OBJECTS": Key(True, "Put boxes and pillars into the rooms, which hide parts of the people now and then."),
         "SEED": Key(0, "Seed of the world.", at_least(0)),
         "NATIVE": Key(False, "Make the embedded world in the layout that DATASET.DATASET names, as if it were that data set."),
+        "MOTION_SECONDS": Key(240.0, "Motions without images (DATASET.DATASET keypoints_npz), in seconds per subject.", at_least(1)),
     }),
 })
 

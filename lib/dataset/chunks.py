@@ -167,7 +167,8 @@ class TrackSamples(Dataset):
     """Whole tracks, in pieces of at most `piece` frames with the frames around them, so that cutting changes nothing.
 
     A batch of B pieces holds: x_screen (B, T + 2 pad, J_in, F); frames (B, T) bool, which of the T frames belong to the piece;
-    and of these M frames, one after another: id (M,), row in the tracks' table; X_cam (M, J, 3) mm and X_valid (M, J).
+    and of these M frames, one after another: id (M,), row in the tracks' table; X_cam (M, J, 3) mm and X_valid (M, J). Where all
+    cameras are calibrated, also camera (B,) in screen units.
     """
 
     in_process = True
@@ -181,6 +182,7 @@ class TrackSamples(Dataset):
         self.tracks, self.pad, self.shift = tracks, pad, shift
         self.keypoints = screen_keypoints(tracks, features)
         self.X_cam = torch.from_numpy(tracks.X_cam)
+        self.cameras = screen_cameras(tracks.observing()).to(torch.float32) if tracks.has_intrinsics.all() else None
         counts = -(-tracks.lengths // piece)
         self.track = np.repeat(np.arange(len(tracks)), counts)
         place = np.arange(len(self.track)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -200,7 +202,8 @@ class TrackSamples(Dataset):
         frames = own < last[:, None]
         ids = torch.from_numpy(own[frames])
         X_cam = self.X_cam[ids]
-        return {
+        camera = {"camera": self.cameras[torch.from_numpy(track)]} if self.cameras is not None else {}
+        return camera | {
             "id": ids,
             "x_screen": self.keypoints[torch.from_numpy(row)],
             "frames": torch.from_numpy(frames),

@@ -74,6 +74,10 @@ class Tracks:
         tracks = np.flatnonzero(tracks) if np.asarray(tracks).dtype == bool else np.asarray(tracks, np.int64)
         return self._rows(tracks, [np.arange(self.start[s], self.start[s + 1]) for s in tracks])
 
+    def without_3d(self) -> Tracks:
+        """The same tracks, of whose poses nothing is known."""
+        return dataclasses.replace(self, has_3d=np.zeros(len(self), bool))
+
     def thinned(self, step: int) -> Tracks:
         """Every `step`-th frame of each track, from its first."""
         if step < 1:

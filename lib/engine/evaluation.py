@@ -124,7 +124,9 @@ def predicted_arrays(pred: dict[str, torch.Tensor], batch: dict) -> dict[str, np
 
 
 def join_arrays(parts: list[dict[str, np.ndarray]], dataset: Dataset) -> dict[str, np.ndarray]:
-    """All batches in one, sorted by id; where the set has annotations, with skeleton (), images, subjects and actions (N,)."""
+    """All batches in one, sorted by id; where the set has annotations, with skeleton (), images, subjects and actions (N,), or with what
+    its own `describe(ids)` says of the rows.
+    """
     if not parts:
         return {}
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -138,4 +140,6 @@ def join_arrays(parts: list[dict[str, np.ndarray]], dataset: Dataset) -> dict[st
         sequence = ann.sequence[joined["ids"]]
         names = {"subjects": ann.subjects[sequence], "actions": ann.actions[sequence]}
         joined |= {key: np.char.decode(name, "utf-8") for key, name in names.items()} | {"skeleton": np.array(ann.skeleton)}
+    if hasattr(dataset, "describe"):
+        joined |= dataset.describe(joined["ids"])
     return joined

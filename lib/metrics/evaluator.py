@@ -175,7 +175,8 @@ class PoseEvaluator(RowEvaluator):
         rows = self._sorted_rows()
         count = len(rows["id"])
         starts = range(0, count, pose.CHUNK)
-        chunks = [self._values(**{key: row[i : i + pose.CHUNK] for key, row in rows.items()}) for i in starts]
+        judged = {key: rows[key] for key in ("id", "pred", "gt", "valid")}  # subclasses may keep more
+        chunks = [self._values(**{key: row[i : i + pose.CHUNK] for key, row in judged.items()}) for i in starts]
         values = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
         tables = {key: values.pop(key) for key in ("joint_mm", "joint_pa_mm")}
         arrays = {key: value.numpy() for key, value in values.items()}

@@ -12,6 +12,8 @@ ACTIONS = {
 }  # fmt: skip
 # The protocols of Human3.6M by the metric that each one reports: no alignment but the root, a similarity, a scale.
 PROTOCOLS = {"mpjpe_mm": "Protocol 1", "pa_mpjpe_mm": "Protocol 2", "n_mpjpe_mm": "Protocol 3"}
+# What lifting papers print beside them: Protocol 1 without centring the prediction, and the error of the velocity.
+TABLED = PROTOCOLS | {"mpjpe_unrooted_mm": "unrooted", "n_mpjpe_unrooted_mm": "unrooted", "mpjve_mm": "velocity"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Report:
 
     metrics: dict[str, float]
     per_joint: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> joint name -> value
-    per_action: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> action -> mean over its poses
+    per_action: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> action or "subject/action" -> mean over its poses
     counts: dict[str, int] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)  # what tells these numbers from others of the same name
 
@@ -49,15 +51,23 @@ class Report:
     def action_table(self) -> str:
         """As papers print it: a row per protocol, a column per action, the mean over poses, and the mean of the actions' means.
 
-        Metrics that belong to no protocol get a row per action; empty without actions.
+        With "subject/action" there are such rows for each subject. Metrics that belong to no protocol get a row per action; empty
+        without actions.
         """
-        actions = by_published_order({name for column in self.per_action.values() for name in column})
-        if not actions or not set(self.per_action) <= set(PROTOCOLS):
-            return _tall(self.per_action, "action") if actions else ""
+        names = {name for column in self.per_action.values() for name in column}
+        if not names or not set(self.per_action) <= set(TABLED):
+            return _tall(self.per_action, "action") if names else ""
+        subjects = sorted({name.rpartition("/")[0] for name in names})
         rows = {}
         for metric, column in self.per_action.items():
-            means = {"Mean": self.metrics.get(metric), "of actions": self.metrics.get(_action_mean(metric))}
-            rows[f"{PROTOCOLS[metric]}, {metric}"] = {ACTIONS.get(a, a): column.get(a) for a in actions} | means
+            for subject in subjects:
+                own = {name.rpartition("/")[2]: value for name, value in column.items() if name.rpartition("/")[0] == subject}
+                cells = {ACTIONS.get(action, action): own[action] for action in by_published_order(own)}
+                if subject:
+                    means = {"of actions": sum(own.values()) / len(own)}
+                else:
+                    means = {"Mean": self.metrics.get(metric), "of actions": self.metrics.get(_action_mean(metric))}
+                rows[f"{TABLED[metric]}, {metric}{f', {subject}' if subject else ''}"] = cells | means
         return _rows(rows, digits=1)
 
 
