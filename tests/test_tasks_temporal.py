@@ -13,7 +13,7 @@ from torch import nn
 from lib import config
 from lib.dataset.chunks import TrackSamples
 from lib.dataset.loader import Key
-from lib.engine import optim
+from lib.engine import Trainer, commands, optim, run_dir, start
 from lib.engine.batches import training_batches
 from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
@@ -21,6 +21,7 @@ from lib.geometry.screen import project_held
 from lib.loss.lifting import bone_length_loss, position_loss, trajectory_loss
 from lib.tasks import build
 from lib.tasks.base import Step
+from lib.tasks.temporal import TemporalTask
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "videopose3d"
@@ -259,3 +260,110 @@ def test_whole_runs_end_with_the_published_numbers(name, root):
         found = {theirs: report.per_action[ours][action] for theirs, ours in COLUMNS.items()}
         assert found == pytest.approx({key: row[key] for key in COLUMNS}, rel=rel)
     check_sums(task.model.pose, run["model_pos_sum_abs_sum"], rel)
+
+
+# ------------------------------------------------------------------------------------- whole trainings of ours
+
+SEMI = {"DATASET__SUBJECTS": ["S1"], "TEMPORAL__UNLABELED": ["S5"]}
+SHORT = {"TEMPORAL__CHANNELS": 16, "TRAIN__END_EPOCH": 2, "TRAIN__BATCH_SIZE": 128, "DEBUG__FIGURES": 2}
+
+
+class Stop(Exception):
+    """Ends a training where it should be resumed."""
+
+
+class Stopping(TemporalTask):
+    """Stops before its sixth step."""
+
+    def forward(self, batch, step):
+        if step.step == 5:
+            raise Stop
+        return super().forward(batch, step)
+
+
+@pytest.mark.parametrize("order", ["seeded", "reference"])
+def test_a_training_is_resumed_to_the_last_bit_and_judged_again(root, tmp_path, order):
+    cfg = configure(root, **SHORT, **SEMI, TEMPORAL__ORDER=order, OUTPUT_DIR=str(tmp_path / "whole"))
+    results = commands.train(cfg)
+    folder = run_dir.run_path(cfg)
+    assert {"mpjpe_mm", "mpjpe_unrooted_action_mean_mm", "mpjve_mm", "trajectory_m", "reprojection_screen"} <= set(results["metrics"])
+    assert results["protocol"]["frames_seen"] == 9 and list((folder / "figures").rglob("*"))
+    with np.load(folder / "predictions.npz") as file:
+        assert file["X_cam"].shape == file["X_cam_true"].shape == (len(file["ids"]), 17, 3)
+        assert set(file["subjects"]) == {"S9", "S11"} and file["frames"][0] == 0
+
+    part = cfg.with_values({"OUTPUT_DIR": str(tmp_path / "part"), "TRAIN.SAVE_STEPS": 3})
+    world = start(part)
+    with pytest.raises(Stop):
+        Trainer(part, Stopping(part), run_dir.run_path(part), world).fit()
+    commands.train(part.with_values({"TRAIN.RESUME": True}))
+    weights = [torch.load(run_dir.run_path(c) / run_dir.FINAL, weights_only=True) for c in (cfg, part)]
+    assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+    judged = commands.validate(cfg.with_values({"MODEL.RESUME": str(folder / run_dir.BEST)}))
+    assert judged["metrics"] == pytest.approx(results["metrics"], rel=1e-6)
+
+
+def test_learning_without_labels_needs_no_3d_of_those_people(root):
+    """Their poses are not in the batch at all, and what they teach changes the weights."""
+    task = build(configure(root, **SEMI, TEMPORAL__CHANNELS=16, TEMPORAL__WARMUP_EPOCHS=0, TEMPORAL__DROPOUT=0.0))
+    sets = task.train_data()
+    assert set(sets["train"].tracks.subject) == {"S1"} and set(sets["unlabeled"].tracks.subject) == {"S5"}
+    batch = {name: data.__getitems__([Key(i) for i in range(8)]) for name, data in sets.items()}
+    assert "X_cam" not in batch["unlabeled"] and "camera" in batch["unlabeled"]
+    losses = task(batch, Step(0, 0, 0.0))
+    assert {"pose_m", "trajectory", "reprojection", "bones_m"} <= set(losses)
+    losses["reprojection"].backward()
+    grads = {name: p.grad is not None and bool(p.grad.abs().sum() > 0) for name, p in task.model.named_parameters()}
+    assert grads["pose.shrink.weight"] and grads["trajectory.shrink.weight"]
+    warm = build(task.cfg.with_values({"TEMPORAL.WARMUP_EPOCHS": 1}))
+    assert "reprojection" not in warm(batch, Step(0, 0, 0.0)) and "reprojection" in warm(batch, Step(9, 1, 0.5))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["symmetric", "causal"])
+def test_the_reprojection_is_compared_with_the_predicted_frame(root, causal):
+    """A network that is told the truth has no reprojection error; the published comparison of causal ones is another frame."""
+    task = build(configure(root, **SEMI, TEMPORAL__CHANNELS=8, TEMPORAL__CAUSAL=causal, TEMPORAL__CHUNK=4))
+    tracks = task.tracks("all", ("S5",))
+    data = task.windows(tracks, "unlabeled")
+    batch = data.__getitems__([Key(i) for i in range(0, len(data), 3)])
+    seen = task.reproject(batch["X_cam"], batch["camera"])
+    assert (seen - task.observed(batch["x_screen"], 4)).abs().max() < 2e-4
+    published = build(task.cfg.with_values({"TEMPORAL.CAUSAL_TARGET": "reference"}))
+    other = (seen - published.observed(batch["x_screen"], 4)).abs().max()
+    assert (other > 1e-2) == causal
+
+
+def test_clips_are_lifted_frame_by_frame_with_their_ends_repeated(root):
+    task = build(configure(root, TEMPORAL__CHANNELS=8, TEST__FLIP_TEST=True)).eval()
+    x = torch.randn(2, 5, 17, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        lifted = task.lift(x)
+        window = torch.cat([x[:, :1]] * 4 + [x] + [x[:, -1:]] * 4, 1)
+        mirror = window[:, :, task.flip_in] * torch.tensor([-1.0, 1])
+        plain, turned = task.model.pose(window), task.model.pose(mirror)[:, :, task.flip_out] * torch.tensor([-1.0, 1, 1])
+    assert lifted.root is None and lifted.X_root.shape == (2, 5, 17, 3)
+    assert torch.allclose(lifted.X_root, 500 * (plain + turned), atol=1e-2)
+    mirrored = task.lift(x[:, :, task.flip_in] * torch.tensor([-1.0, 1])).X_root[:, :, task.flip_out] * torch.tensor([-1.0, 1, 1])
+    assert torch.allclose(mirrored, lifted.X_root, atol=1e-2)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"TEMPORAL__LAYOUT": "coco17", **SEMI}, "TEMPORAL.UNLABELED: compares projected joints of h36m17 with keypoints of coco17"),
+    ({"TEMPORAL__TRAJECTORY": "false", **SEMI}, "TEMPORAL.UNLABELED: needs the trajectory network"),
+    ({"TEMPORAL__ORDER": "reference", "TRAIN__ACCUMULATE": 2}, "TRAIN.ACCUMULATE 1"),
+    ({"TRAIN__BATCH_SIZE": 1}, "TRAIN.BATCH_SIZE: is 1"),
+    ({"MODEL__NUM_JOINTS": 16}, "MODEL.NUM_JOINTS: is 16, but skeleton h36m17 has 17"),
+    ({"TEMPORAL__WIDTHS": [3, 2]}, "odd widths"),
+], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
+def test_settings_that_cannot_work_are_refused_before_data_are_read(tmp_path, values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build(configure(tmp_path / "missing", **values))
+
+
+def test_keypoints_of_another_layout_are_refused(root):
+    task = build(configure(root, TEMPORAL__LAYOUT="coco17"))
+    with pytest.raises(ConfigError, match="TEMPORAL.LAYOUT: is coco17, but the keypoints are those of h36m17; set it to h36m17"):
+        task.train_data()
+    with pytest.raises(DataError, match="no subjects"):
+        build(configure(root, DATASET__SUBJECTS=["S2"])).train_data()

@@ -45,7 +45,8 @@ def not_finite(step: int, epoch: int, values: list[dict[str, float]], ids: list[
 def overfit_config(cfg):
     """The configuration for --overfit: no augmentation, a fixed order, evaluation on the training split."""
     return cfg.with_values({
-        "DATASET.TEST_SET": cfg.DATASET.TRAIN_SET, "TEST.SUBJECTS": cfg.DATASET.SUBJECTS, "DATASET.VAL_FRAME": cfg.DATASET.TRAIN_FRAME, "DATASET.FLIP": False,
+        "DATASET.TEST_SET": cfg.DATASET.TRAIN_SET, "TEST.SUBJECTS": cfg.DATASET.SUBJECTS,
+        "DATASET.VAL_FRAME": cfg.DATASET.TRAIN_FRAME, "DATASET.FLIP": False,
         "DATASET.SCALE_FACTOR": 0.0, "DATASET.ROT_FACTOR": 0.0, "DATASET.COLOR_FACTOR": 0.0,
         "DATASET.OCCLUSION": False, "TEST.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUMULATE,
         "TRAIN.SHUFFLE": False, "TRAIN.SCHEDULE": "constant", "TRAIN.WARMUP_STEPS": 0,
