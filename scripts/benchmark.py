@@ -6,6 +6,8 @@
     python scripts/benchmark.py geometry --check                  # exit status 1 when a target is missed
     python scripts/benchmark.py metrics                           # evaluation of 10,000 poses: poses/s, ratios
     python scripts/benchmark.py loader                            # training samples/s of one worker, with and without crop cache
+    python scripts/benchmark.py temporal                          # VideoPose3D: training steps, batches, long sequences
+    python scripts/benchmark.py temporal --batch 64 --rounds 3           # quicker
 
 All contestants run in one process (loader: each in its own), interleaved (A B C A B C ...), on one thread; what they
 compute is compared first. Numbers are medians over the rounds of processor time (wall time on other devices than the CPU). Compare
@@ -23,18 +25,23 @@ from lib.allocator import keep_heap
 from lib.errors import ParallaxError, RunError
 from lib.registry import resolve
 
-# Each names a function (args) -> harness.Report; its module may define options(parser) for arguments of its own.
+# Each names a function (args) -> harness.Report.
 COMMANDS = {
     "geometry": "scripts.benchmarks.geometry:run",
     "loader": "scripts.benchmarks.loader:run",
     "metrics": "scripts.benchmarks.metrics:run",
+    "temporal": "scripts.benchmarks.temporal:run",
 }
 SUMMARY = {
     "geometry": "triangulation beside OpenCV, batched SVD and per-point loops",
     "loader": "training samples from whole frames and from the crop cache, beside the usual order of steps",
     "metrics": "evaluation of 3D poses beside loops over poses and a batched SVD",
+    "temporal": "training step, batches and evaluation of a lifting network beside plain convolutions and a loop over windows",
 }
-SIZES = {"geometry": ("points", 100_000), "loader": ("samples", 1000), "metrics": ("poses", 10_000)}
+SIZES = {"geometry": ("points", 100_000), "loader": ("samples", 1000), "metrics": ("poses", 10_000), "temporal": ("frames", 2000)}
+OPTIONS = {  # of one command: name -> default, what it is
+    "temporal": {"batch": (256, "windows of a training step"), "channels": (1024, "channels of the network's layers")},
+}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,6 +53,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         items, count = SIZES[name]
         described = f"{items} of the batched contestants (%(default)s)"
         sub.add_argument(f"--{items}", dest="points", type=int, default=count, metavar="N", help=described)
+        for option, (default, text) in OPTIONS.get(name, {}).items():
+            sub.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"{text} (%(default)s)")
         sub.add_argument("--rounds", type=int, default=5, help="the median of so many rounds is given (%(default)s)")
         sub.add_argument("--device", default=None, help="torch device of our contestants (default: the processor)")
         sub.add_argument("--compile", action="store_true", help="also measure with torch.compile")

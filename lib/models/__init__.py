@@ -2,4 +2,5 @@
 
 MODELS = {
     "pose3d_resnet": "lib.models.pose_resnet:PoseResNet",
+    "temporal": "lib.models.temporal:TemporalModel",
 }

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lib.dataset.image import ImageSpec
+from lib.weights.adapters import Checkpoint
 
 
 class Step(NamedTuple):
@@ -61,6 +62,14 @@ class Task(nn.Module):
     def param_groups(self) -> list[dict]:
         """Parameter groups of the optimizer."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def adapted(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A file's weights under the names of `model`, for files that come in another shape; by default as they are.
+
+        Raises:
+            WeightsError: they cannot be what this task needs.
+        """
+        return checkpoint
 
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch: batch-norm momentum, stage switches."""

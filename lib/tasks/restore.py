@@ -27,14 +27,15 @@ def restore(path: str | Path, fallback: Config | None = None) -> Task:
     if values:
         cfg = from_dict(values, _UNUSED)
     elif fallback is not None:
-        cfg = from_dict(fallback.to_dict(), _UNUSED | {"TASK": "integral"})  # so no key counts as set for a task that does not read it
+        task = "integral" if fallback.TASK == "epipolar" else fallback.TASK  # its student is the network of integral
+        cfg = from_dict(fallback.to_dict(), _UNUSED | {"TASK": task})
     else:
         raise WeightsError(
             f"{path}: holds weights but no configuration ({checkpoint.kind}); "
             "give the YAML it was trained with, or use the checkpoint of a run (model_best.pth.tar)"
         )
     task = build(cfg)
-    load_into(task.model, checkpoint, strict=True)
+    load_into(task.model, task.adapted(checkpoint), strict=True)
     if checkpoint.meta.get("task_extra"):
         task.load_extra_state(checkpoint.meta["task_extra"])
     return task.eval()

@@ -5,6 +5,8 @@ People without labels teach through reprojection: a second network places the ro
 project to the keypoints it was made from, with bones as long on average as those of labelled people.
 """
 
+import dataclasses
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +29,11 @@ from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks.base import Step, Task
 from lib.tasks.world import ensure_motion
-from lib.weights.load import initialise
+from lib.weights.adapters import Checkpoint
+from lib.weights.load import load_into, read
+from lib.weights.temporal import causal_of, to_lifting_state
+
+log = logging.getLogger("parallax")
 
 MM = 1000.0  # networks speak metres, as published weights do
 SEEDS = {"train": 1234, "unlabeled": 4321}  # of the published orders
@@ -90,7 +96,9 @@ class TemporalTask(Task):
             found = f"is {cfg.MODEL.NUM_JOINTS}, but skeleton {self.skeleton} has {joints} joints; set it to {joints}"
             raise cfg.error("MODEL.NUM_JOINTS", found)
         self.model = build_model(cfg, get(self.layout).num, joints)
-        initialise(self.model, cfg, self.skeleton)
+        if cfg.MODEL.PRETRAINED:
+            report = load_into(self.model, self.adapted(read(cfg.MODEL.PRETRAINED)))
+            log.info("weights: %s: %s", cfg.MODEL.PRETRAINED, report.summary())
         self.pad, self.shift = self.model.pose.pad, self.model.pose.shift
         self.single = t.CHUNK == 1 and t.OPTIMIZED and not t.DENSE
         self.projecting = bool(t.UNLABELED) and t.PROJECTION != "none"
@@ -114,6 +122,12 @@ class TemporalTask(Task):
             raise cfg.error("TEMPORAL.ORDER", "reference has smaller last batches, which cannot be accumulated; set TRAIN.ACCUMULATE 1")
         if cfg.TRAIN.BATCH_SIZE == 1 and self.single:
             raise cfg.error("TRAIN.BATCH_SIZE", "is 1, but the batch norms of single frames need two samples; set it to 2 or more")
+
+    def adapted(self, checkpoint: Checkpoint) -> Checkpoint:
+        """VideoPose3D's files hold two networks under names of their own, and do not say whether these are causal: the YAML must."""
+        told = self.cfg.TEMPORAL.CAUSAL if self.cfg.source("TEMPORAL.CAUSAL") != "default" else None
+        causal_of(checkpoint, told)
+        return dataclasses.replace(checkpoint, state_dict=to_lifting_state(checkpoint))
 
     # --- data
 
