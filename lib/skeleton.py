@@ -92,6 +92,20 @@ class Skeleton:
         """(J-1, 2) int64: parent and child of each bone, in the order of the children."""
         return np.array([(p, j) for j, p in enumerate(self.parents) if p != j], dtype=np.int64)
 
+    def parents_among(self, joints: Iterable[str]) -> tuple[int, ...]:
+        """The tree over some of the joints: the place of each one's first ancestor among them, its own where there is none.
+
+        Raises DataError for a joint that is missing.
+        """
+        kept = self.indices(joints).tolist()
+        parents = []
+        for joint in kept:
+            above = self.parents[joint]
+            while above not in kept and above != self.parents[above]:
+                above = self.parents[above]
+            parents.append(kept.index(above if above in kept else joint))
+        return tuple(parents)
+
     @property
     def flip(self) -> np.ndarray:
         """(J,) int64: `x[..., flip, :]` are the joints of the mirror image, left and right exchanged."""
@@ -201,6 +215,11 @@ SKELETONS: dict[str, Skeleton] = {name: _skeleton(name, text) for name, text in 
     "l_hip:neck l_knee:l_hip l_ankle:l_knee r_eye:nose l_eye:nose r_ear:r_eye l_ear:l_eye",
     "openpose25": _OPENPOSE_BODY.format(root="neck:pelvis") + "pelvis r_hip:pelvis r_knee:r_hip r_ankle:r_knee "
     "l_hip:pelvis l_knee:l_hip l_ankle:l_knee r_eye:nose l_eye:nose r_ear:r_eye l_ear:l_eye" + _FEET,
+    # COCO's joints and six more of the body, then the feet; Halpe-136 begins with the same
+    "halpe26": _COCO.replace("nose l_eye", "nose:neck l_eye").replace("shoulder:nose", "shoulder:neck")
+    .replace("hip:l_shoulder", "hip:pelvis").replace("hip:r_shoulder", "hip:pelvis")
+    + " head:neck neck:pelvis pelvis l_big_toe:l_ankle r_big_toe:r_ankle l_small_toe:l_ankle r_small_toe:r_ankle"
+    " l_heel:l_ankle r_heel:r_ankle",
     "body25b": _COCO.replace("nose l_eye", "nose:upper_neck l_eye").replace("shoulder:nose", "shoulder:upper_neck")
     + " upper_neck head:upper_neck" + _FEET,
 }.items()}
