@@ -20,6 +20,7 @@ from lib.vis import view_axes
 
 PITCH_DEG = 12.6  # how far Human3.6M's cameras look down, on average over its 44; networks learn it along with the poses
 UNITS = "keypoints px, X_* mm; camera axes: x right, y down, z forward"
+FLOOR_MM = 500.0  # how far a clip may stay away from height 0 of its world: further, and the floor must lie elsewhere
 FORMS = (".npz", ".json", ".csv")
 ARRAYS = ("keypoints", "X_root", "X_cam", "X_world")
 UPS = ("z", "y", "-y")
@@ -50,25 +51,26 @@ class Lifted:
         """Name and values of the poses that say most: X_world, else X_cam, else X_root."""
         return next((name, X) for name in ("X_world", "X_cam", "X_root") if (X := getattr(self, name)) is not None)
 
-    def standing(self, X_cam=None) -> np.ndarray:
+    def standing(self, X_cam=None, settle: bool | None = None) -> np.ndarray:
         """Poses for pictures: z up with the floor at 0, y ahead of the camera, x to its right, mm.
 
-        Of a camera without R and t, the average pitch of Human3.6M's cameras is assumed, and the lowest point of the whole clip is put
-        on the floor (as VideoPose3D does).
+        Of a camera without R and t, the average pitch of Human3.6M's cameras is assumed.
 
         Args:
             X_cam: (T,J,3) mm in the camera's frame, such as the truth; None = the poses of this motion.
+            settle: put the lowest point of the whole clip on the floor (VideoPose3D's rule); None = where the floor is not known: without
+                R and t, and in a world whose origin is clearly not on the floor.
         """
         own = self.X_root if self.X_cam is None else self.X_cam
         X = np.asarray(own if X_cam is None else X_cam, np.float64)
         if self.R is None:
             right, up, ahead = view_axes("-y", 0.0, -PITCH_DEG)
-            upright = X @ np.stack([right, ahead, up]).T
-            return upright - [0, 0, upright[..., 2].min()]
+            return _settled(X @ np.stack([right, ahead, up]).T, settle is not False)
         up = view_axes(self.up)[1]
         ahead = self.R[2] - (self.R[2] @ up) * up
         ahead = ahead / np.linalg.norm(ahead) if np.linalg.norm(ahead) > 1e-3 else view_axes(self.up)[2]  # it looks straight down
-        return (X - self.t) @ self.R @ np.stack([np.cross(ahead, up), ahead, up]).T
+        upright = (X - self.t) @ self.R @ np.stack([np.cross(ahead, up), ahead, up]).T
+        return _settled(upright, abs(upright[..., 2].min()) > FLOOR_MM if settle is None else settle)
 
     def save(self, path: str | Path) -> Path:
         """Writes the motion; the ending decides the form, and the file appears whole or not at all.
@@ -152,7 +154,7 @@ class OwnCamera:
 
     @staticmethod
     def make(camera, size: tuple[int, int]) -> OwnCamera:
-        """From (3,3) intrinsics in px, `Cameras` (its R and t count as known unless they are 1 and 0), or an OwnCamera, for images of `size`.
+        """From (3,3) intrinsics in px, `Cameras` (R and t count as known unless they are 1 and 0) or itself, for images of `size`.
 
         Raises:
             DataError: several cameras, intrinsics of another shape or not positive, or the camera belongs to images of another size.
@@ -201,6 +203,10 @@ class OwnCamera:
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}: {error}; expected K (3x3), dist (4 or 5), size (2), R (3x3) and t (3) as numbers") from error
         return OwnCamera(camera, "R" in values, tangential, up)
+
+
+def _settled(X: np.ndarray, settle: bool) -> np.ndarray:
+    return X - [0, 0, X[..., 2].min()] if settle else X
 
 
 def with_truth(motion: Lifted, truth_cam: np.ndarray) -> tuple[Lifted, np.ndarray]:

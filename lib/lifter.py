@@ -49,7 +49,7 @@ class Lifter:
         self.device = choose_device(device)
         self.task = task.to(self.device).eval()
         self.layout, self.skeleton = get(task.layout), get(task.skeleton)
-        self.fps = float(fps or getattr(task, "fps", 0) or TRAINING_FPS.get(self.skeleton.name, 0.0))
+        self.fps = float(fps or getattr(task, "fps", 0) or _training_fps(task))
         self.screen_focal = float(screen_focal or getattr(task, "screen_focal", 0) or SCREEN_FOCAL)
 
     @staticmethod
@@ -73,12 +73,12 @@ class Lifter:
 
     @property
     def features(self) -> int:
-        return int(self.task.model.features)
+        return int(self.task.model.pose.features)
 
     @property
     def context(self) -> int:
         """Frames before and after a frame that its pose may depend on."""
-        return int(self.task.model.receptive_field) - 1
+        return int(self.task.model.pose.receptive_field) - 1
 
     def lift(
         self, keypoints, size, layout: str | None = None, camera=None, fps: float | None = None, tangential: str = "opencv"
@@ -111,6 +111,8 @@ class Lifter:
         norm, screen = self._seen(x, size, own)
         if own is None:
             assumed.append(f"the camera is like those of the training: focal length {self.screen_focal / 2:.3g} x the image's width")
+        if fps is None and self.fps and self.context:
+            assumed.append(f"the frames come at {self.fps:g} per second, as in the training")
         fps = self._rate(fps)
         times = self._times(len(x), fps, assumed)
         X, root = self._pieces(screen if times is None else _resample(screen, times))
@@ -139,7 +141,7 @@ class Lifter:
         Raises:
             DataError: the network needs frames that lie ahead, or the camera does not fit.
         """
-        if not self.task.model.causal:
+        if not self.task.model.pose.causal:
             raise DataError(
                 f"stream: this network needs {self.context // 2} frames ahead of each pose; "
                 "lift whole clips, or train with TEMPORAL.CAUSAL true"
@@ -240,11 +242,10 @@ class LiftStream:
     def __init__(self, lifter: Lifter, size: tuple[int, int], layout: str | None, own: OwnCamera | None):
         self.lifter, self.size, self.layout, self.own = lifter, size, layout, own
         task = lifter.task
-        cfg = getattr(task, "cfg", None)
-        self.flip = bool(cfg.TEST.FLIP_TEST) if cfg is not None else bool(getattr(task, "flip_test", False))
-        self.pose = task.model.stream()
-        self.trajectory = None if task.trajectory is None else task.trajectory.stream()
-        self.X_cam: np.ndarray | None = None  # (J,3) mm of the last frame, for a network with a trajectory
+        self.flip = bool(task.cfg.TEST.FLIP_TEST)
+        self.pose = task.model.pose.stream()
+        self.trajectory = None if task.model.trajectory is None else task.model.trajectory.stream()
+        self.X_cam: np.ndarray | None = None  # (J,3) mm of the last frame, where `lift` has X_cam
 
     @torch.no_grad()
     def push(self, keypoints) -> np.ndarray:
@@ -256,7 +257,8 @@ class LiftStream:
         lifter = self.lifter
         x = lifter._checked(np.asarray(keypoints)[None], self.layout, [])
         lifter._check_place(x, self.size)
-        seen = torch.from_numpy(lifter._seen(x, self.size, self.own)[1]).float().to(lifter.device)
+        norm, screen = lifter._seen(x, self.size, self.own)
+        seen = torch.from_numpy(screen).float().to(lifter.device)
         mirror = torch.ones(seen.shape[-1], device=seen.device)
         mirror[0] = -1
         x = torch.cat([seen, (seen * mirror)[:, lifter.layout.flip]]) if self.flip else seen
@@ -264,6 +266,8 @@ class LiftStream:
         self.X_cam = None
         if self.trajectory is not None:
             self.X_cam = X + self._metres(self.trajectory.push(x), None) * 1000
+        elif norm is not None and (root := lifter._place(X[None].astype(np.float64), norm)) is not None:
+            self.X_cam = (X + root[0]).astype(np.float32)
         return X
 
     def reset(self) -> None:
@@ -277,6 +281,11 @@ class LiftStream:
             mirrored = X[1:] * X.new_tensor([-1.0, 1.0, 1.0])
             X = (X[:1] + (mirrored if skeleton is None else mirrored[:, skeleton.flip])) / 2
         return X[0].cpu().numpy()
+
+
+def _training_fps(task: Task) -> float:
+    """Frames per second that the network saw in training; 0 = not known."""
+    return TRAINING_FPS.get(task.skeleton, 0.0) / task.cfg.DATASET.TRAIN_FRAME
 
 
 def _own(camera, size: tuple[int, int], tangential: str) -> OwnCamera:

@@ -20,12 +20,15 @@ import torch
 from lib.config import Config
 from lib.dataset.image import ImageSpec, read_image, warp
 from lib.engine.distributed import choose_device
-from lib.errors import DataError
+from lib.errors import DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine
+from lib.lifter import Lifter
 from lib.skeleton import Skeleton, get
 from lib.tasks.base import Task
 from lib.tasks.restore import restore
+
+__all__ = ["Lifter", "Prediction", "Predictor"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,13 @@ class Predictor:
             config: what bare weights are built with, from `lib.config.load("experiments/....yaml")`.
 
         Raises:
-            WeightsError: the file is missing or damaged, does not fit its model, or needs `config`.
+            WeightsError: the file is missing or damaged, does not fit its model, needs `config`, or its network looks at no pictures.
             ConfigError: no such device on this machine.
         """
         choose_device(device)  # a mistyped device is reported before a large file is read
         task = restore(path, fallback=config)
+        if task.image_spec is None:
+            raise WeightsError(f"{path}: its network lifts keypoints, expected one that looks at pictures; use Lifter, or --keypoints")
         cfg = task.cfg.DATASET
         return Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE)
 

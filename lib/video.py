@@ -73,20 +73,27 @@ class Video:
 
 
 class Clip:
-    """Writes pictures of one size to an MP4 and a GIF file; `with` closes it, and removes both where an error ends it.
+    """Writes pictures of one size to an MP4 and a GIF file, or one of them; `with` closes it, and removes both where an error ends it.
 
     Raises:
         RunError: this OpenCV has no MP4 encoder, or a file cannot be written.
     """
 
-    def __init__(self, mp4: Path, gif: Path, fps: float):
+    def __init__(self, mp4: Path | None, gif: Path | None, fps: float):
         self.mp4, self.gif, self.fps = mp4, gif, fps
-        self.part = mp4.with_name(f".{mp4.stem}.part.mp4")
+        self.part = None if mp4 is None else mp4.with_name(f".{mp4.stem}.part.mp4")
         self.writer: cv2.VideoWriter | None = None
         self.count, self.step, self.images = 0, max(1, int(np.ceil(fps / GIF_FPS - 1e-6))), []
 
     def add(self, picture: np.ndarray) -> None:
         """One more picture, (H, W, 3) uint8 RGB."""
+        if self.mp4 is not None:
+            self._film(picture)
+        if self.gif is not None and self.count % self.step == 0 and len(self.images) < GIF_FRAMES:
+            self.images.append(_paletted(picture))
+        self.count += 1
+
+    def _film(self, picture: np.ndarray) -> None:
         height, width = picture.shape[:2]
         if self.writer is None:
             size = (width + width % 2, height + height % 2)  # the encoder takes even sizes only
@@ -95,9 +102,6 @@ class Clip:
                 raise RunError(f"{self.mp4}: cannot be written; choose another --out, or install an OpenCV with FFmpeg")
         even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         self.writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
-        if self.count % self.step == 0 and len(self.images) < GIF_FRAMES:
-            self.images.append(_paletted(picture))
-        self.count += 1
 
     def __enter__(self) -> Clip:
         return self
@@ -105,18 +109,21 @@ class Clip:
     def __exit__(self, kind, error, trace) -> None:
         if self.writer is not None:
             self.writer.release()
-        part = self.gif.with_name(f".{self.gif.stem}.part.gif")
+        part = None if self.gif is None else self.gif.with_name(f".{self.gif.stem}.part.gif")
         try:
             if kind is None and self.images:
                 first, *rest = self.images
                 first.save(part, save_all=True, append_images=rest, duration=round(1000 * self.step / self.fps), loop=0, disposal=1)
                 os.replace(part, self.gif)
+            if kind is None and self.writer is not None:
                 os.replace(self.part, self.mp4)
         except OSError as failed:
-            raise RunError(f"{self.gif}: cannot be written ({failed.strerror or failed}); free space or choose another --out") from failed
+            name, why = self.gif or self.mp4, failed.strerror or failed
+            raise RunError(f"{name}: cannot be written ({why}); free space or choose another --out") from failed
         finally:
             for path in (part, self.part):
-                path.unlink(missing_ok=True)
+                if path is not None:
+                    path.unlink(missing_ok=True)
 
 
 def _paletted(picture: np.ndarray):

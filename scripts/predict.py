@@ -1,4 +1,4 @@
-"""Joints of the people in pictures and videos: JSON and npz files, the 2D overlay and the 3D pose drawn.
+"""Joints of the people in pictures and videos, or 3D motion from 2D keypoints: JSON and npz files, and what was found drawn.
 
 examples
   python scripts/predict.py photo.jpg                                    one person, somewhere in the picture
@@ -9,6 +9,8 @@ examples
   python scripts/predict.py walk.mp4 --detector torchvision --detect-every 1 --every 2
   python scripts/predict.py photo.jpg --box 120 80 360 560 --focal 1145 --root-depth 4500       mm from the camera
   python scripts/predict.py photo.jpg --checkpoint output/synthetic/pose3d_resnet/train-ss/model_best.pth.tar
+  python scripts/predict.py --keypoints walk.npz --checkpoint output/.../model_best.pth.tar --video walk.mp4      lifting
+  python scripts/predict.py --keypoints openpose/ --image-size 1920 1080 --fps 30 --camera mine.json --checkpoint ... --form csv mp4
 
 boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.mp4": [...]}, in px; files that it does not name are left out.
 The network sees a square around each box. In training that square spans about 2 m and the person fills most of it, so
@@ -21,6 +23,13 @@ In a video, boxes are those of the first frame. From frame to frame a box moves 
 of its side at most; it keeps its size while that is 1.05 to 2.6 times the extent of the joints, else it changes by 3 %. With a
 detector, people are found anew every --detect-every frames.
 
+With --keypoints, a network that was trained on keypoints (TASK temporal) lifts those of one person: what a detector wrote (OpenPose,
+AlphaPose, Detectron2, MMPose, COCO), an archive data_2d_*.npz, or an npz file with `keypoints` (T,J,2), px, and where known `size`,
+`fps` and `layout`. Frames without a joint are interpolated. A camera file is JSON: K (3x3, px) and where known dist (k1 k2 p1 p2 k3),
+size (width, height), R and t (mm, X_cam = R X_world + t), up ("z", the world axis that points upwards), tangential ("opencv" or
+"h36m"). Results of NAME.npz: NAME.npz, NAME.json, NAME.csv, NAME_pose.mp4, NAME_pose.gif, or those that --form names; NAME also tells
+--track and --person.
+
 Results of NAME.jpg: NAME.json, NAME.npz, NAME_2d.png, NAME_3d.png; of NAME.mp4: NAME.json, NAME.npz, NAME_pose.mp4,
 NAME_pose.gif. Nothing is overwritten without --overwrite: for a single file that is an error, in a folder a picture or video whose
 results are complete is left as it is.
@@ -30,6 +39,7 @@ Exit status: 0 all done, 1 some files of a folder were skipped, 2 an error, told
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -47,8 +57,11 @@ from lib.dataset.image import read_image
 from lib.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.engine.checkpoint import atomic_write
 from lib.errors import DataError, ParallaxError, RunError
+from lib.lift_video import FORMS, lift_video
+from lib.lift_video import result_files as lifted_files
+from lib.lifted import OwnCamera
 from lib.paint import beside
-from lib.predictor import Prediction, Predictor
+from lib.predictor import Lifter, Prediction, Predictor
 from lib.skeleton import Skeleton
 from lib.video import Clip, Video
 
@@ -62,6 +75,10 @@ BATCH = 16  # frames predicted at once, where their boxes do not depend on each 
 LEAST_DRAWN = 0.1  # confidence that a joint is drawn with at least: on pictures unlike those of the training it is low throughout
 PANEL = 480  # px, height of the pictures in a clip
 COLUMNS = ("box", "x_img", "conf", "X_root", "X_cam")
+PICTURES_ONLY = ("image", "box", "boxes", "detector", "detector_weights", "threshold", "margin", "box_mm", "focal", "root_depth", "every",
+                 "detect_every")  # fmt: skip
+LIFTING_ONLY = ("layout", "track", "person", "camera", "video", "truth", "fps", "image_size", "form", "size", "azimuth", "elevation",
+                "skip", "downsample")  # fmt: skip
 UNITS = "x_img px, X_root and X_cam mm (x right, y down, z forward)"
 
 Finder = Callable[[np.ndarray], np.ndarray]  # picture -> boxes
@@ -101,7 +118,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--detect-every", type=int, default=10, metavar="N", help="taken frames between two detections; default: 10")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one) or a torch device")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    add_lifting(parser.add_argument_group("3D motion from keypoints"))
     args = parser.parse_args(argv)
+    foreign = PICTURES_ONLY if args.keypoints else LIFTING_ONLY
+    given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name) != parser.get_default(name)]
+    if given or (args.keypoints and args.picture):
+        parser.error(f"{given[0] if given else args.picture}: not read {'with' if args.keypoints else 'without'} --keypoints")
+    for name in ("every", "detect_every", "limit", "downsample"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected 1 or more")
+    if args.keypoints:
+        if args.checkpoint == CHECKPOINT:
+            parser.error("--checkpoint: expected the file of a network that lifts keypoints (./run train with TASK temporal makes one)")
+        if args.skip < 0 or not 64 <= args.size <= 4096:
+            parser.error("--skip: expected 0 or more frames" if args.skip < 0 else "--size: expected 64 to 4096 px")
+        return args
     if (args.picture is None) == (args.image is None):
         parser.error("expected one picture, video or folder, as an argument or as --image")
     args.picture = args.picture or args.image
@@ -112,16 +143,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.margin = args.margin if args.margin is not None else TOUCHING if args.detector else 1.0
     if not args.margin > 0:
         parser.error("--margin: expected a factor above 0")
-    for name in ("every", "detect_every", "limit"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected 1 or more")
     return args
+
+
+def add_lifting(group) -> None:
+    """The options of --keypoints."""
+    group.add_argument("--keypoints", type=Path, metavar="FILE", help="2D keypoints of a video: a file, or OpenPose's folder")
+    group.add_argument("--layout", metavar="NAME", help="their skeleton, such as coco17; default: as the file says")
+    group.add_argument("--track", metavar="NAME", help="of an archive data_2d_...npz: the video, or subject/action/camera")
+    group.add_argument("--person", type=int, metavar="N", help="of several: 0 = whoever is seen longest (default), 1 = the next, ...")
+    group.add_argument("--image-size", type=int, nargs=2, metavar=("W", "H"), help="px of the images; default: as in the file or video")
+    group.add_argument("--fps", type=float, help="frames per second; default: as the file or the video says, else as in the training")
+    group.add_argument("--camera", type=Path, metavar="FILE.json", help="the camera; default: like those of the training")
+    group.add_argument("--video", type=Path, metavar="FILE", help="drawn below the keypoints")
+    group.add_argument("--truth", type=Path, metavar="FILE.npy", help="true poses (T,J,3), mm in the camera's frame, drawn beside")
+    forms = f"some of {' '.join(FORMS)}; default: all"
+    group.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=forms)
+    group.add_argument("--size", type=int, default=PANEL, metavar="PX", help="height of the film; default: %(default)s")
+    group.add_argument("--azimuth", type=float, default=25.0, help="degrees to the right of the camera; default: %(default)g")
+    group.add_argument("--elevation", type=float, default=12.0, help="degrees above the level; default: %(default)g")
+    group.add_argument("--skip", type=int, default=0, metavar="N", help="the film leaves out the first N frames; --limit counts from there")
+    group.add_argument("--downsample", type=int, default=1, metavar="N", help="the film averages N frames into one picture")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
-        return predict_all(args)
+        return lift_one(args) if args.keypoints else predict_all(args)
     except ParallaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -169,6 +217,31 @@ def predict_all(args: argparse.Namespace) -> int:
     if bad:
         print("\n".join(["skipped:", *bad]), file=sys.stderr)
     return 1 if bad else 0
+
+
+def lift_one(args: argparse.Namespace) -> int:
+    """The motion in one file of keypoints; the exit status."""
+    chosen = [args.track, None if args.person is None else f"person{args.person}"]
+    target = args.out / "_".join([args.keypoints.stem, *(re.sub(r"[^\w.-]+", "_", name) for name in chosen if name)])
+    existing = [path for path in lifted_files(target, args.form).values() if path.exists()]
+    if existing and not args.overwrite:
+        raise RunError(f"{existing[0]}: exists; use --overwrite to replace it, or another --out")
+    if same := [path for path in lifted_files(target, args.form).values() if path.resolve() == args.keypoints.resolve()]:
+        raise RunError(f"{same[0]}: holds the keypoints themselves; choose another --out")
+    camera = OwnCamera.read(args.camera) if args.camera else None
+    video = Video.open(args.video) if args.video else None
+    config = load(args.cfg) if args.cfg else None
+    lifter = Lifter.from_checkpoint(checkpoint(args.checkpoint), args.device, config)
+    size = tuple(args.image_size) if args.image_size else None
+    view = {"height": args.size, "azimuth": args.azimuth, "elevation": args.elevation}
+    part = {"skip": args.skip, "limit": args.limit, "downsample": args.downsample}
+    what = {"layout": args.layout, "track": args.track, "person": args.person, "size": size, "fps": args.fps, "truth": args.truth}
+    motion, notes = lift_video(
+        lifter, args.keypoints, target, args.form, camera=camera, video=video, progress=True, **what, **view, **part
+    )
+    print("\n".join(notes), file=sys.stderr)
+    print(f"{len(motion)} frames done, {motion.best[0]}: {target}")
+    return 0
 
 
 def finder(args: argparse.Namespace) -> Finder | None:

@@ -21,6 +21,7 @@ from lib.geometry.screen import project_held
 from lib.loss.lifting import bone_length_loss, position_loss, trajectory_loss
 from lib.tasks import build
 from lib.tasks.base import Step
+from lib.tasks.restore import restore
 from lib.tasks.temporal import TemporalTask
 from tests.conftest import ROOT
 
@@ -291,6 +292,9 @@ def test_a_training_is_resumed_to_the_last_bit_and_judged_again(root, tmp_path, 
     with np.load(folder / "predictions.npz") as file:
         assert file["X_cam"].shape == file["X_cam_true"].shape == (len(file["ids"]), 17, 3)
         assert set(file["subjects"]) == {"S9", "S11"} and file["frames"][0] == 0
+
+    told = restore(folder / run_dir.BEST)  # what a user of the network must know of its training data
+    assert (told.fps, told.tangential) == (50.0, "h36m") and told.screen_focal == pytest.approx(2.29, abs=0.02)
 
     part = cfg.with_values({"OUTPUT_DIR": str(tmp_path / "part"), "TRAIN.SAVE_STEPS": 3})
     world = start(part)

@@ -20,7 +20,7 @@ from lib.config import Config
 from lib.dataset.chunks import ChunkSamples, TrackSamples
 from lib.dataset.tracks import Tracks
 from lib.geometry.camera import Cameras
-from lib.geometry.screen import project_held
+from lib.geometry.screen import project_held, screen_cameras
 from lib.loss.lifting import bone_length_loss, position_loss, trajectory_loss
 from lib.metrics.sequences import SequenceEvaluator
 from lib.models import MODELS
@@ -39,6 +39,7 @@ MM = 1000.0  # networks speak metres, as published weights do
 SEEDS = {"train": 1234, "unlabeled": 4321}  # of the published orders
 LARGE_TABLES = 2**32  # bytes; larger ones stay with the host unless TEMPORAL.TABLES says device
 DEFAULT_SKELETON = "h36m17"
+TOLD = ("tangential", "fps", "screen_focal")
 CANVAS = 256  # px, side of the drawn keypoints
 
 
@@ -102,7 +103,10 @@ class TemporalTask(Task):
         self.pad, self.shift = self.model.pose.pad, self.model.pose.shift
         self.single = t.CHUNK == 1 and t.OPTIMIZED and not t.DENSE
         self.projecting = bool(t.UNLABELED) and t.PROJECTION != "none"
-        self.tangential = "h36m"  # lens formula of the data, known once they are read
+        # What a user of the network must know of its training data; known once they are read, and kept with the weights.
+        self.tangential = "h36m"  # lens formula
+        self.fps = 0.0  # frames per second, 0 = unknown
+        self.screen_focal = 0.0  # mean focal length of the cameras in screen units, 0 = unknown
         skeleton = get(self.skeleton)
         self.root = skeleton.root_index
         self.register_buffer("flip_in", torch.as_tensor(get(self.layout).flip.copy()), persistent=False)
@@ -155,6 +159,9 @@ class TemporalTask(Task):
         cfg, t = self.cfg, self.cfg.TEMPORAL
         labeled = self.tracks(cfg.DATASET.TRAIN_SET, cfg.DATASET.SUBJECTS, t.ACTIONS)
         labeled = labeled.select(labeled.has_3d).subset(t.SUBSET, cfg.DATASET.TRAIN_FRAME)
+        self.fps = labeled.fps
+        if labeled.has_intrinsics.all():
+            self.screen_focal = float(screen_cameras(labeled.observing()).K[:, 0, 0].mean())
         sets = {"train": self.windows(labeled, "train")}
         if t.UNLABELED:
             unlabeled = self.tracks("all", t.UNLABELED, t.ACTIONS).thinned(cfg.DATASET.TRAIN_FRAME)
@@ -191,6 +198,13 @@ class TemporalTask(Task):
         value = momentum(epoch, self.cfg.TRAIN.END_EPOCH, first, last)
         for network in self.model.children():
             network.set_momentum(value)
+
+    def extra_state(self) -> dict:
+        return {name: getattr(self, name) for name in TOLD}
+
+    def load_extra_state(self, state: dict) -> None:
+        for name in TOLD:
+            setattr(self, name, state.get(name, getattr(self, name)))
 
     # --- training
 
