@@ -3,8 +3,12 @@
 python scripts/prepare.py h36m --release /data/h36m-official --out data/h36m
 python scripts/prepare.py mpii --mat mpii_human_pose_v1_u12_1.mat --out data/mpii --valid-list valid_images.txt
 python scripts/prepare.py mpi_inf_3dhp --root data/mpi_inf_3dhp --step 5
+python scripts/prepare.py mocap --train a.npz b.npz --test c.npz --out data/mocap --shapes 4
+python scripts/prepare.py archives h36m /data/h36m-official data/lifting                 data_3d_h36m.npz and data_2d_h36m_gt.npz
 python scripts/prepare.py labels --cfg experiments/h36m/labels.yaml                     annot/train-ss.npz, and how good it is
 python scripts/prepare.py labels --cfg experiments/h36m/labels-2dgt.yaml                annot/train-ss-2dgt.npz
+python scripts/prepare.py keypoints walk.json data/keypoints/mine --video walk.mp4       2D of any detector -> data_2d_custom_mine.npz
+python scripts/prepare.py keypoints --h36m detections/ data/keypoints/cpn_ft_h36m_dbb    Human3.6M's sequences -> data_2d_h36m_....npz
 python scripts/prepare.py check h36m data/h36m                                            what is missing or looks wrong
 python scripts/prepare.py pss --cfg experiments/h36m/train.yaml                          clusters of the Pose Structure Score
 
@@ -50,12 +54,46 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     dhp.add_argument("--step", type=int, default=5, help="every how many frames (default 5); the same goes into DATASET.OPTIONS")
     dhp.add_argument("--cameras", type=int, nargs="+", default=[], metavar="N", help="default: those at chest height, 0 2 4 7 8")
 
+    mocap = commands.add_parser("mocap", help="real motion capture before the cameras of Human3.6M: archives for lifting over time")
+    mocap.add_argument("--train", nargs="+", required=True, metavar="NPZ", help="files whose actors play S1, S5, S6, S7, S8")
+    mocap.add_argument("--test", nargs="+", required=True, metavar="NPZ", help="files whose actors play S9 and S11")
+    mocap.add_argument("--out", default="data/mocap", help="folder of the archives (default %(default)s)")
+    mocap.add_argument("--shapes", type=int, default=0, metavar="N", help="bodies given to each actor in turn (default: the recorded one)")
+    mocap.add_argument("--seed", type=int, default=0, help="of bodies, headings, places and noise (default 0)")
+
+    archives = commands.add_parser("archives", help="data_3d_*.npz and data_2d_*.npz, for lifting over time, from an official release")
+    archives.add_argument(
+        "source",
+        choices=("h36m", "humaneva", "hourglass"),
+        help="what SRC holds: .cdf, .cdf.mat or .h5 poses of Human3.6M; .mat files exported with HumanEva's MATLAB code; "
+        ".h5 keypoints of Stacked Hourglass on Human3.6M",
+    )
+    archives.add_argument("src", metavar="SRC", help="folder of the release")
+    archives.add_argument("out", metavar="OUT", help="folder of the archives")
+    archives.add_argument("--keypoints", default="", metavar="NAME", help="in the 2D archive's name (default gt; hourglass: sh_pt_mpii)")
+
     labels = commands.add_parser("labels", help="triangulated labels as a split of their own, and how good they are")
     labels.add_argument("--cfg", metavar="FILE", required=True, help="YAML with TASK epipolar")
     labels.add_argument("--out", default="", help="root of the data set (default: DATASET.ROOT)")
     labels.add_argument("--split", default="", help="name of the new split (default train-ss, or train-ss-X for labels-X.yaml)")
     labels.add_argument("--form", choices=("npz", "pickle"), default="npz", help="pickle = what the original program reads")
     labels.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+
+    kp = commands.add_parser("keypoints", help="the 2D of any detector as an archive of keypoints, for lifting")
+    kp.add_argument("sources", nargs="+", metavar="SRC", help="per video a file, or a folder of OpenPose: Detectron(2), OpenPose, "
+                    "AlphaPose, COCO, MMPose, predict.py, npy/npz arrays; a folder of .npz = all of them")  # fmt: skip
+    kp.add_argument("out", metavar="OUT", help="data_2d_custom_NAME.npz, or FOLDER/NAME")
+    kp.add_argument("--layout", metavar="NAME", help="joints of the sources where they do not say, such as coco17 or h36m17")
+    kp.add_argument("--to", default="coco17", metavar="NAME", help="joints of the archive (default %(default)s)")
+    where = kp.add_mutually_exclusive_group()
+    where.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="of the pictures, in px, where the source does not say")
+    where.add_argument("--video", action="append", default=[], metavar="FILE", help="the video of a source; once per source, in order")
+    kp.add_argument("--person", type=int, metavar="I", help="0 = who is seen longest and surest (default), 1 = the next, ...")
+    kp.add_argument("--rule", choices=("track", "best_box"), default="track", help="best_box = VideoPose3D's: the best box of each frame")
+    kp.add_argument("--gap", type=int, metavar="N", help="missing frames in a row that may be interpolated (default: any number)")
+    kp.add_argument("--min-score", type=float, default=0.0, metavar="S", help="joints with a lower score count as missing (default 0)")
+    kp.add_argument("--picture", metavar="FILE", help="frames with the skeleton drawn (default: beside the archive)")
+    kp.add_argument("--h36m", action="store_true", help="SRC holds S*/<Action>.<camera>.mp4.npz of Human3.6M")
 
     check = commands.add_parser("check", help="what is missing, mis-shaped, in a wrong unit or order")
     check.add_argument("dataset", help="layout: h36m, h36m_raw, mpii, ...")
@@ -133,6 +171,24 @@ def mpi_inf_3dhp(args: argparse.Namespace) -> int:
     return 0
 
 
+def mocap(args: argparse.Namespace) -> int:
+    from lib.tasks.mocap import prepare_mocap
+
+    frames, roles = prepare_mocap(args.train, args.test, args.out, args.shapes, args.seed)
+    for actor, role in roles.items():
+        print(f"{actor} plays {role}")
+    print(f"{args.out}: {', '.join(f'{subject} {count} frames' for subject, count in frames.items())}, before four cameras each")
+    return 0
+
+
+def archives(args: argparse.Namespace) -> int:
+    from lib.dataset.formats.lifting_sources import SOURCES
+
+    for path in SOURCES[args.source](args.src, args.out, **({"keypoints": args.keypoints} if args.keypoints else {})).values():
+        print(f"{path}: written")
+    return 0
+
+
 def labels(args: argparse.Namespace) -> int:
     from lib.config import load
     from lib.engine.distributed import start
@@ -147,6 +203,30 @@ def labels(args: argparse.Namespace) -> int:
     print(quality.table())
     for what, path in files.items():
         print(f"{what}: {path}")
+    return 0
+
+
+def keypoints(args: argparse.Namespace) -> int:
+    from lib.errors import DataError
+    from lib.tasks.keypoints import prepare_h36m, prepare_videos
+
+    if args.gap is not None and args.gap < 0:
+        raise DataError(f"--gap {args.gap}: expected 0 frames or more")
+    if args.h36m:
+        if len(args.sources) != 1:
+            raise DataError("--h36m: expected one folder with S1, S5, ...")
+        if args.size or args.video or args.picture or args.person is not None or args.gap is not None or args.min_score:
+            raise DataError("--h36m takes --layout alone: sequences are taken as the published archives have them")
+        done = prepare_h36m(args.sources[0], args.out, args.layout)
+    else:
+        done = prepare_videos(
+            args.sources, args.out, args.layout, args.to, args.size, args.video, args.person, args.rule, args.gap, args.min_score,
+            args.picture,
+        )  # fmt: skip
+    print("\n".join(done.lines))
+    print(f"{done.archive}: written")
+    if done.picture:
+        print(f"look at {done.picture}: do the joints lie on the person, left on the left?")
     return 0
 
 
@@ -175,7 +255,17 @@ def pss(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"h36m": h36m, "mpii": mpii, "mpi_inf_3dhp": mpi_inf_3dhp, "labels": labels, "check": check, "pss": pss}
+COMMANDS = {
+    "h36m": h36m,
+    "mpii": mpii,
+    "mpi_inf_3dhp": mpi_inf_3dhp,
+    "mocap": mocap,
+    "archives": archives,
+    "labels": labels,
+    "keypoints": keypoints,
+    "check": check,
+    "pss": pss,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

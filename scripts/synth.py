@@ -5,6 +5,7 @@ python scripts/synth.py --root data/small --pretrain 400 --train 140 --valid 56 
 python scripts/synth.py --root data/panoptic --rig panoptic5 --people 3 --pretrain 0
 python scripts/synth.py --root data/native/h36m --layout h36m                as Human3.6M, to try its commands
 python scripts/synth.py --root data/native/mpii --layout mpii --pretrain 400
+python scripts/synth.py --root data/synthetic-motion --layout keypoints_npz  motions without images, for lifting over time
 python scripts/synth.py --sheet world.png --overlay --split valid           (writes the picture only)
 """
 
@@ -15,13 +16,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lib.errors import ParallaxError
-from lib.tasks.world import LAYOUTS, ensure, ensure_native, sheet
+from lib.tasks.world import LAYOUTS, MOTION_LAYOUT, ensure, ensure_motion, ensure_native, sheet
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of the world; splits that are there are checked and kept")
-    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="write it as this data set is laid out (default: the world's own layout)")
+    parser.add_argument(
+        "--layout", choices=(*LAYOUTS, MOTION_LAYOUT), help="write it as this data set is laid out (default: the world's own layout)"
+    )
     parser.add_argument("--form", choices=("npz", "pickle"), default="", help="of --layout h36m: our table, or the published records")
     parser.add_argument("--pretrain", type=int, default=4000, help="instants with one random camera each, 2D labels only (default 4000)")
     parser.add_argument(
@@ -31,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         help="instants of the training subjects, seen by the whole rig (default 1000)",
     )
     parser.add_argument("--valid", type=int, default=200, help="instants of the held-out subjects, seen by the whole rig (default 200)")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of each subject's motions in --layout keypoints_npz (default 240)")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("W", "H"), help="of the images, px (default 256 256)")
     parser.add_argument("--rig", default="h36m", help="h36m, panoptic5, ring, ring8, ... (default h36m)")
     parser.add_argument("--no-distortion", action="store_true", help="pinhole cameras")
@@ -55,7 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         "distortion": not args.no_distortion,
     }
     try:
-        if args.root and args.layout:
+        if args.root and args.layout == MOTION_LAYOUT:
+            ensure_motion(args.root, args.seconds, args.seed)
+            print(f"{args.root}: the motions are complete in the layout {args.layout}")
+        elif args.root and args.layout:
             form = args.form if args.layout == "h36m" else ""
             splits = ensure_native(
                 args.layout, args.root, args.pretrain, args.train, args.valid, workers=args.workers, form=form, **shared

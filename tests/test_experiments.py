@@ -1,5 +1,6 @@
 """Every experiment on the embedded world makes one real step, and the demo runs from world to table."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,13 +8,17 @@ import numpy as np
 import pytest
 
 from lib.config import load
+from lib.dataset.formats import keypoints_npz
 from lib.engine import commands, run_dir
 from lib.tasks.prepare import prepare_labels
+from lib.tasks.world import ensure_motion
 from scripts import demo
 from tests.conftest import ROOT
 
 YAMLS = sorted(p for p in (ROOT / "experiments" / "synthetic").rglob("*.yaml") if not p.stem.startswith("base"))
 NATIVE = [p for p in YAMLS if p.parent.name in ("h36m", "mpii")]  # in the layouts of real data sets
+LIFTING = [p for p in YAMLS if p.stem.startswith(("temporal", "mocap"))]  # from keypoints, without images
+VIDEO = sorted(p for p in (ROOT / "experiments" / "video" / "h36m").glob("*.yaml") if p.stem != "base")
 SMALL = {
     "SYNTH.PRETRAIN": 16, "SYNTH.TRAIN": 6, "SYNTH.VALID": 2, "SYNTH.SIZE": [96, 96], "SYNTH.OBJECTS": True,
     "MODEL.IMAGE_SIZE": [64, 64], "MODEL.DEPTH_RES": 8,
@@ -42,7 +47,7 @@ def pairs(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("path", [p for p in YAMLS if p not in NATIVE], ids=lambda p: str(p.relative_to(ROOT / "experiments")))
+@pytest.mark.parametrize("path", [p for p in YAMLS if p not in NATIVE + LIFTING], ids=lambda p: str(p.relative_to(ROOT / "experiments")))
 def test_each_experiment_makes_a_step_and_is_judged(small, pairs, path):
     settings, weights = small
     cfg = load(path)
@@ -96,6 +101,48 @@ def test_each_twin_of_a_published_experiment_runs(native, path):
     if resume:
         judged = commands.validate(cfg.with_values({"MODEL.RESUME": str(run_dir.run_path(cfg) / run_dir.BEST)}))
         assert judged["metrics"] == pytest.approx(results["metrics"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def motions(tmp_path_factory):
+    """Settings with a few short motions; those on real motion capture find the same archives."""
+    folder = tmp_path_factory.mktemp("motions")
+    ensure_motion(folder / "world", 28.0)
+    return {
+        "DATASET.ROOT": str(folder / "world"), "OUTPUT_DIR": str(folder / "output"), "TEMPORAL.CHANNELS": 8, "TEMPORAL.WARMUP_EPOCHS": 0,
+        "DATASET.VAL_FRAME": 10, "TRAIN.BATCH_SIZE": 8, "TRAIN.MAX_STEPS": 1, "WORKERS": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LIFTING, ids=lambda p: p.stem)
+def test_each_lifting_experiment_makes_a_step_and_is_judged(motions, path):
+    cfg = load(path)
+    cfg = cfg.with_values(motions | ({"SYNTH.MOTION_SECONDS": 28.0} if cfg.SYNTH.NATIVE else {}))
+    commands.train(cfg)
+    results = json.loads((run_dir.run_path(cfg) / "results.json").read_text())
+    assert results["step"] == 1 and results["metrics"]["mpjpe_mm"] > 0
+
+
+@pytest.fixture(scope="module")
+def published(motions, tmp_path_factory):
+    """The short motions under the names of VideoPose3D's archives; keypoints in COCO's order are made of other joints."""
+    folder, source = tmp_path_factory.mktemp("published"), Path(motions["DATASET.ROOT"])
+    (folder / "data_3d_h36m.npz").symlink_to(source / "data_3d_h36m.npz")
+    for name in ("gt", "cpn_ft_h36m_dbb", "detectron_ft_h36m"):
+        (folder / f"data_2d_h36m_{name}.npz").symlink_to(source / "data_2d_h36m_noisy.npz")
+    noisy = keypoints_npz.read(source, "all", "h36m", "noisy")
+    coco = dataclasses.replace(noisy, layout="coco17", has_3d=np.zeros(len(noisy), bool))
+    keypoints_npz.write(coco, folder, "h36m", "detectron_pt_coco")
+    return motions | {"DATASET.ROOT": str(folder)}
+
+
+@pytest.mark.parametrize("path", VIDEO, ids=lambda p: p.stem)
+def test_each_experiment_of_videopose3d_makes_a_step_on_its_archives(published, path):
+    cfg = load(path)
+    cfg = cfg.with_values(published | ({"TEMPORAL.SUBSET": 0.5} if cfg.TEMPORAL.SUBSET < 1 else {}))
+    commands.train(cfg)
+    results = json.loads((run_dir.run_path(cfg) / "results.json").read_text())
+    assert results["step"] == 1 and results["metrics"]["mpjpe_mm"] > 0
 
 
 def test_every_published_experiment_has_a_twin():

@@ -13,7 +13,7 @@ from lib import vis
 from lib.config import Config
 from lib.dataset import load, plausibility
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats import FORMATS, h36m, h36m_raw, mpi_inf_3dhp, mpii_release
+from lib.dataset.formats import FORMATS, TRACKS, h36m, h36m_raw, mpi_inf_3dhp, mpii_release
 from lib.dataset.formats.files import refuse_existing
 from lib.dataset.image import read_image
 from lib.errors import DataError
@@ -275,10 +275,12 @@ def check(dataset: str, root: str | Path, split: str | None = None, options: Map
     Raises:
         ConfigError: an unknown layout.
     """
-    module = resolve(FORMATS, dataset, key="dataset")
+    module = resolve({**FORMATS, **TRACKS}, dataset, key="dataset")
     root = Path(root)
     if not root.is_dir():
         return [f"{root}: no such folder; unpack or prepare the data set there, or correct the path"], ""
+    if dataset in TRACKS:
+        return module.inspect(root, split)
     said = list(module.check(root, split)) if hasattr(module, "check") else []
     counts = []
     for name in [split] if split else splits(dataset, root):

@@ -6,7 +6,6 @@ import fcntl
 import inspect
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib import vis
-from lib.dataset.formats import FORMATS, keypoints_npz, synthetic
+from lib.dataset.formats import FORMATS, h36m_constants, keypoints_npz, synthetic
 from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
 from lib.registry import resolve
@@ -25,7 +24,7 @@ from lib.synthetic.world import VERSION, World
 
 SHEET_COLUMNS, SHEET_ROWS = 6, 4
 MARKER = "synthetic.json"  # of a native layout: what was generated, and so is no real data
-ARCHIVE = "keypoints_npz"  # the layout that ensure_motion writes
+MOTION_LAYOUT = "keypoints_npz"  # that ensure_motion writes, into these files
 ARCHIVES = ("data_3d_h36m.npz", "data_2d_h36m_gt.npz", "data_2d_h36m_noisy.npz")
 OTHER_ROOT = "set DATASET.ROOT (or --root) to another folder"
 OTHER_PEOPLE = 1_000_003  # added to the seed where two native splits come from one split of the world
@@ -93,11 +92,11 @@ def ensure(
     }
     synthetic.manifest(root)  # a foreign folder is refused before a lock is put there
     workers = workers or len(os.sched_getaffinity(0))
-    with _locked(root):
+    with locked(root):
         found = synthetic.manifest(root)["splits"]
         for split, world in worlds.items():
             if split in found:
-                _check_same(root, split, found[split].get("origin"), origin(world))
+                check_same(root, split, found[split].get("origin"), origin(world))
         for split, world in worlds.items():
             if split in found and (root / split).exists():
                 synthetic.check_images(root, split)
@@ -152,7 +151,7 @@ def ensure_native(
     keywords = {"workers": workers or len(os.sched_getaffinity(0)), "progress": True} | ({"form": form} if form else {})
     keywords = {k: v for k, v in keywords.items() if k in inspect.signature(write).parameters}
     _check_native(root, layout, worlds)  # real data are refused before a lock is put there
-    with _locked(root):
+    with locked(root):
         found = _check_native(root, layout, worlds)
         for native, world in worlds.items():
             if _exists(root, native):
@@ -165,81 +164,62 @@ def ensure_native(
     return [native.split for native in worlds]
 
 
-def ensure_motion(root: str | Path, seconds: float = 240.0, trials: int = 2, seed: int = 0) -> None:
-    """Makes the motions of the embedded world in `root` as VideoPose3D's archives, 50 frames per second, or checks those that are there.
+def ensure_motion(root: str | Path, seconds: float = 240.0, seed: int = 0) -> None:
+    """Makes the motions of the embedded world in `root` as VideoPose3D's archives, or checks those that are there.
 
     data_3d_h36m.npz, data_2d_h36m_gt.npz (exact) and data_2d_h36m_noisy.npz (lib.synthetic.detector.detect_tracks), with the subjects
-    and cameras of Human3.6M; every subject does every action of lib.synthetic.actions. `synthetic.json` remembers what was generated.
+    and cameras of Human3.6M, 50 frames per second; every subject does every action of lib.synthetic.actions. `synthetic.json` remembers
+    what was generated.
 
     Args:
         root: folder of the archives.
-        seconds: of every subject, spread over actions and trials.
-        trials: of every action.
+        seconds: of every subject, spread over the actions, two trials of each.
         seed: another seed gives other bodies, motions and noise.
 
     Raises:
         DataError: the folder holds other motions or real data, which are never overwritten; or cannot be written; or no frame is asked for.
     """
     root = Path(root)
-    wanted = {"version": stage.VERSION, "seed": int(seed), "seconds": float(seconds), "trials": int(trials), "fps": stage.FPS}
+    wanted = {"version": stage.VERSION, "seed": int(seed), "seconds": float(seconds), "fps": stage.FPS}
     _check_motion(root, wanted)  # real data are refused before a lock is put there
-    with _locked(root):
+    with locked(root):
         _check_motion(root, wanted)
         if all((root / name).exists() for name in ARCHIVES):
             return
-        rigs = {name: keypoints_npz.h36m_cameras(name) for name in stage.subjects()}
-        clips = stage.clips(rigs, seed, seconds, trials)
+        rigs = {name: h36m_constants.cameras(name) for name in stage.subjects()}
+        clips = list(stage.clips(rigs, seed, seconds))
         part = root / f".{MARKER}.part"
-        with archives(root) as folder:
-            write_archives(folder, clips, rigs, seed)
-            part.write_text(json.dumps({"layout": ARCHIVE, "splits": {"motion": wanted}}, indent=1) + "\n")
-            os.replace(part, root / MARKER)  # the marker comes first: an archive that is missing beside it is made again
+        part.write_text(json.dumps({"layout": MOTION_LAYOUT, "splits": {"motion": wanted}}, indent=1) + "\n")
+        os.replace(part, root / MARKER)  # the marker comes first: an archive that is missing beside it is made again
+        write_archives(root, clips, rigs, seed)
 
 
 def _check_motion(root: Path, wanted: dict) -> None:
     if (root / MARKER).exists():
-        found = _read_marker(root, ARCHIVE)
-        _check_same(root, "motion", found.get("motion"), wanted)
+        found = read_marker(root, MOTION_LAYOUT)
+        check_same(root, "motion", found.get("motion"), wanted)
         return
     there = [name for name in ARCHIVES if (root / name).exists()]
     if there:
         raise DataError(
             f"{root}: has {', '.join(there)}, which are not of the embedded world (there is no {MARKER}); set SYNTH.NATIVE false to use "
-            "them, or set DATASET.ROOT (or --root) to another folder"
+            f"them, or {OTHER_ROOT}"
         )
 
 
-@contextmanager
-def archives(root: Path) -> Iterator[Path]:
-    """A folder to write into; what is in it moves into `root` at the end, if nothing of that name is there and nothing was raised."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".archives-", dir=root) as folder:
-            yield Path(folder)
-            for path in sorted(Path(folder).iterdir()):
-                if not (root / path.name).exists():
-                    os.replace(path, root / path.name)
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror}); choose another folder") from None
-
-
-def write_archives(folder: Path, clips: Iterable[stage.Clip], rigs: dict[str, Cameras], seed: int) -> dict[str, int]:
-    """ARCHIVES of clips that are filmed by the cameras of their subjects.   -> frames of each subject"""
+def write_archives(root: Path, clips: Iterable[stage.Clip], rigs: dict[str, Cameras], seed: int) -> dict[str, int]:
+    """ARCHIVES of clips that are filmed by the cameras of their subjects; those that exist are kept.   -> frames of each subject"""
     positions: dict[str, dict[str, np.ndarray]] = {}
-    exact: dict[str, dict[str, list]] = {}
-    noisy: dict[str, dict[str, list]] = {}
+    exact: dict[str, dict[str, list[np.ndarray]]] = {}
+    noisy: dict[str, dict[str, list[np.ndarray]]] = {}
     for clip in clips:
-        rng = stage.generator(seed, "detector", clip.subject, clip.action)
-        filmed = stage.film(clip, rigs[clip.subject], rng)
+        filmed = stage.film(clip, rigs[clip.subject], stage.generator(seed, "detector", clip.subject, clip.action))
         positions.setdefault(clip.subject, {})[clip.action] = (clip.X_world / 1000).astype(np.float32)
         exact.setdefault(clip.subject, {})[clip.action] = list(filmed.x_img)
         noisy.setdefault(clip.subject, {})[clip.action] = list(filmed.x_noisy)
     for name, keypoints in (("gt", exact), ("noisy", noisy)):
-        inner = folder / name  # each call writes the 3D archive too
-        inner.mkdir()
-        keypoints_npz.write_archives(inner, "h36m", name, positions, keypoints, layout="h36m17")
-        for path in sorted(inner.iterdir()):
-            os.replace(path, folder / path.name)
-        inner.rmdir()
+        there = (root / f"data_2d_h36m_{name}.npz").exists()
+        keypoints_npz.write_archives(root, "h36m", name, positions, {} if there else keypoints, layout=keypoints_npz.SKELETON)
     return {subject: sum(map(len, actions.values())) for subject, actions in positions.items()}
 
 
@@ -249,10 +229,10 @@ def _exists(root: Path, native: Native) -> bool:
 
 def _check_native(root: Path, layout: str, worlds: dict[Native, World]) -> dict[str, dict]:
     """The splits that the marker of `root` names, after those asked for were found to be the same worlds or to be missing."""
-    found = _read_marker(root, layout)
+    found = read_marker(root, layout)
     for native, world in worlds.items():
         if native.split in found:
-            _check_same(root, native.split, found[native.split], origin(world))
+            check_same(root, native.split, found[native.split], origin(world))
         elif _exists(root, native):
             raise DataError(
                 f"{root}: has a split {native.split} that is not of the embedded world ({MARKER} does not name it); set SYNTH.NATIVE false "
@@ -261,7 +241,7 @@ def _check_native(root: Path, layout: str, worlds: dict[Native, World]) -> dict[
     return found
 
 
-def _read_marker(root: Path, layout: str) -> dict[str, dict]:
+def read_marker(root: Path, layout: str) -> dict[str, dict]:
     """What the marker of `root` names, split by split; nothing where there is no marker."""
     marker = root / MARKER
     if not marker.exists():
@@ -277,7 +257,7 @@ def _read_marker(root: Path, layout: str) -> dict[str, dict]:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """The ranks of a distributed run come here together: one generates, the others wait."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -294,7 +274,7 @@ def origin(world: World) -> dict:
     return {"version": VERSION} | {k: list(v) if isinstance(v, tuple) else v for k, v in world.arguments.items()}
 
 
-def _check_same(root: Path, split: str, found: dict | None, wanted: dict) -> None:
+def check_same(root: Path, split: str, found: dict | None, wanted: dict) -> None:
     found = found or {}
     for key, value in wanted.items():
         if found.get(key) != value:
