@@ -11,12 +11,15 @@ from torch import nn
 
 from lib.engine.distributed import HOST, choose_device
 from lib.errors import WeightsError
+from lib.weights.catalogue import CATALOGUE
 
 PERSON = 1  # in the label set of COCO
 CLASSES = 91
 DETECTORS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn")  # the best one first
-URL = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"
-ADVICE = f"give the people's boxes (--box), or put the weights, {URL}, into models/"
+ADVICE = (
+    f"give the people's boxes (--box), run `python scripts/download.py {DETECTORS[0]}`, or put its file, "
+    f"{CATALOGUE[DETECTORS[0]].url}, into models/"
+)
 
 
 def find_people(image: np.ndarray, model: nn.Module, threshold: float = 0.7) -> tuple[np.ndarray, np.ndarray]:

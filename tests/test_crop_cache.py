@@ -74,7 +74,7 @@ def test_samples_from_the_cache_are_those_of_the_images(rendered, tmp_path, size
     crop, _ = cache.affines(np.arange(len(ann)), a["patch_from_img"].double(), SPEC.size)
     assert (crop >= 0).all() and ((crop >= len(ann)) == wide).all()
     difference = (a["image"].int() - b["image"].int()).abs().float().mean((1, 2, 3))
-    assert 0 < difference.max() < 6, difference  # grey levels; another crop of the scene differs by 20 and more
+    assert 0 < difference.max() < 8, difference  # grey levels; another crop of the scene differs by 20 and more
     moved = (a["image"].int() - b["image"].roll(2, -1).int()).abs().float().mean((1, 2, 3))
     assert (difference < 0.6 * moved).all()
 

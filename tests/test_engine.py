@@ -118,6 +118,7 @@ def test_run_directory_holds_what_users_know(tmp_path):
             "config_hash", "weights_sha256", "skeleton"} <= stored.keys()  # fmt: skip
     assert stored["weights_sha256"] == hashlib.sha256((folder / "model_best.pth.tar").read_bytes()).hexdigest()
     assert stored["counts"] == {"poses": 11} and stored["skeleton"] == "toy3"
+    assert stored["facts"] == {"samples": 20}
     assert_equal(final(tmp_path), weights(trainer))
 
 
@@ -305,6 +306,7 @@ def test_commands_train_and_judge(tmp_path, monkeypatch, capsys):
     best = toy_folder(tmp_path) / run_dir.BEST
     before = hashes(tmp_path)
     judged = commands.validate(cfg)
+    assert judged["facts"] == trained["facts"]
     assert judged["metrics"] == trained["metrics"] and judged["weights_sha256"] == trained["weights_sha256"]
     assert before.items() <= hashes(tmp_path).items()
     folder = toy_folder(tmp_path) / "valid-model_best"

@@ -15,6 +15,7 @@ import torch
 
 from lib.dataset import load
 from lib.dataset.formats import h36m, h36m_raw
+from lib.dataset.formats import video as video_frames
 from lib.dataset.image import read_image
 from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
@@ -113,8 +114,8 @@ def test_images_are_extracted_where_the_joints_are_and_extraction_goes_on(world,
     before = {p: p.stat().st_mtime_ns for p in files}
     files[0].unlink()
     decoded = []
-    real = h36m_raw._save_jpeg
-    monkeypatch.setattr(h36m_raw, "_save_jpeg", lambda path, image: (decoded.append(path), real(path, image)))
+    real = video_frames._save
+    monkeypatch.setattr(video_frames, "_save", lambda path, image: (decoded.append(path), real(path, image)))
     h36m_raw.extract(made, ann, tmp_path, progress=False)
     assert decoded == [files[0]] and all(p.stat().st_mtime_ns == t for p, t in before.items() if p != files[0])
     assert not list(tmp_path.rglob("*.part"))
@@ -151,16 +152,16 @@ def test_missing_and_cut_videos_are_named_with_the_next_step(root, tmp_path, mon
     ann = h36m_raw.read(root, "train", step=1)
     good = video(root).read_bytes()
     video(root).unlink()
-    with pytest.raises(DataError, match=r"Directions 1.54138969.mp4: no such video; unpack Videos_S1.tgz"):
+    with pytest.raises(DataError, match=r"Directions 1.54138969.mp4: no such video, but 4 frames of it are wanted; unpack Videos_S1.tgz"):
         h36m_raw.extract(root, ann, tmp_path, progress=False)
     video(root).write_bytes(good[: len(good) // 3])
-    with pytest.raises(DataError, match=r"54138969.mp4: cannot be opened.*Videos_S1.tgz again"):
+    with pytest.raises(DataError, match=r"54138969.mp4: cannot be opened.*Videos_S1.tgz into .* again"):
         h36m_raw.extract(root, ann, tmp_path, progress=False)
     monkeypatch.setattr(h36m_raw, "TOLERATED", 0)
     writer = cv2.VideoWriter(str(video(root)), cv2.VideoWriter_fourcc(*"mp4v"), 50, SIZE)
     writer.write(np.zeros((SIZE[1], SIZE[0], 3), np.uint8))
     writer.release()
-    with pytest.raises(DataError, match=r"ends after 1 frames, but frame 4 is wanted; it is cut short"):
+    with pytest.raises(DataError, match=r"ends after 1 frames, but frame 3 \(0-based\) is wanted for .*000004.jpg; unpack Videos_S1.tgz"):
         h36m_raw.extract(root, ann, tmp_path, progress=False)
     said = "\n".join(h36m_raw.check(root, "train"))
     assert "has 1 frames, its poses 4" in said

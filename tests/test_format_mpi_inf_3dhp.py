@@ -1,5 +1,6 @@
 """MPI-INF-3DHP's layout: real samples, the release's files made from a known world, videos, the 14 joints that are judged."""
 
+import math
 import re
 
 import cv2
@@ -276,6 +277,9 @@ def test_frames_that_a_video_lacks_are_named(tmp_path):
     (tmp_path / "w.avi").write_text("no video")
     with pytest.raises(DataError, match="w.avi: cannot be opened as a video"):
         extract_frames(tmp_path / "w.avi", [0], [tmp_path / "c.jpg"])
+    lost = tmp_path / "b.jpg"
+    assert extract_frames(video, [1, 5], [tmp_path / "a.jpg", lost], short=2) == {lost} and not lost.exists()
+    assert extract_frames(tmp_path / "w.avi", [0], [lost], short=math.inf) == {lost}
 
 
 def test_videos_of_the_tree_become_its_images(copy):

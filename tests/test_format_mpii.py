@@ -15,6 +15,7 @@ from lib.dataset.formats import mpii
 from lib.dataset.formats.files import load_table, save_table
 from lib.dataset.image import ImageSpec, read_image
 from lib.dataset.samples import CropSamples
+from lib.engine import run_dir
 from lib.errors import DataError
 from lib.metrics import Keypoint2DEvaluator, PCKhEvaluator
 from lib.metrics.keypoints import HEAD_BIAS
@@ -222,7 +223,8 @@ def test_pckh_of_the_evaluator_equals_the_release():
     evaluator = PCKhEvaluator("mpii16", head, variants=("standard", "reference"))
     for ids in torch.arange(len(pred)).flip(0).split(7):  # in any order and any batches
         evaluator.update(*batch_of(pred[ids], gt[ids], conf[ids], ids))
-    metrics = evaluator.compute().metrics
+    report = evaluator.compute()
+    metrics = report.metrics
     for name in ("Head", "Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle"):
         assert metrics[f"pckh_{name.lower()}_percent"] == pytest.approx(recorded[name], rel=1e-6)
     assert metrics["pckh_percent"] == pytest.approx(recorded["Mean"], rel=1e-6)
@@ -231,6 +233,11 @@ def test_pckh_of_the_evaluator_equals_the_release():
     standard = PCKhEvaluator("mpii16", head)
     standard.load_rows([evaluator.rows()])
     assert "pckh_at11_percent" not in standard.compute().metrics
+    heads, values = (line.split() for line in run_dir.table(standard.compute().to_dict()).splitlines()[:2])
+    assert heads == [n for n in recorded if n != "Mean@0.1"] + ["Mean@0.1"] and values[:2] == ["PCKh,", "percent"]
+    assert values[2:10] == [f"{recorded[n]:.2f}" for n in heads[:8]] and float(values[10]) <= recorded["Mean@0.1"]
+    assert report.table().splitlines()[0].split() == [*heads, "Mean@0.11"]
+    assert "pckh_head_percent" not in report.table() and "pck2d_percent" in report.table()
 
 
 def test_unknown_heads_do_not_count():

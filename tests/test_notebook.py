@@ -1,5 +1,6 @@
 """demo.ipynb is a clean notebook that runs from top to bottom, with a checkpoint it has to make itself."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -30,4 +31,6 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     assert len(pictures) == 2 and "mm MPJPE" in text and "fully supervised" in text
+    known, recovered = (float(n) for n in re.findall(r"mm MPJPE, ([\d.]+) mm at the best scale", text))
+    assert text.count("from the truth\n") == 6 and recovered == pytest.approx(known, abs=1)
     assert not (tmp_path / "demo").exists() and (tmp_path / "demo-quick" / "student.pth.tar").exists()

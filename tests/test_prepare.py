@@ -271,3 +271,11 @@ def test_pss_clusters(tree, tmp_path, capsys):
     assert "pss-h36m17-5.npz: written" in capsys.readouterr().out
     assert prepare.main(words) == 0
     assert "nothing to do" in capsys.readouterr().out
+    ann = load("h36m", tree, "train-fs")
+    for split in ("train-ss-mine", "mine"):  # by its name, or by what prepare.py labels wrote beside it
+        h36m.write(ann, tmp_path, split)
+    (tmp_path / "annot" / "mine.quality.json").write_text("{}")
+    for split in ("train-ss-mine", "mine"):
+        assert prepare.main([*words[:-1], str(tmp_path), "--split", split]) == 2
+        assert f"{split} of {tmp_path} holds triangulated labels, expected true 3D joints; give" in capsys.readouterr().err
+    assert not list(tmp_path.glob("pss-*"))

@@ -196,6 +196,28 @@ def test_one_camera_cannot_triangulate(ann):
         make_labels(ann.select(ann.view == 1), ann.x_img[ann.view == 1], ann.conf[ann.view == 1], Rule())
 
 
+# --- whose data
+
+
+@pytest.mark.parametrize("name", ("integral", "epipolar"))
+def test_subjects_are_chosen_apart_for_training_and_for_judging(tmp_path, monkeypatch, name):
+    table = tiny_dataset.make()  # of S1 and S2
+    monkeypatch.setattr(task_data, "load", lambda *args: table)
+    monkeypatch.setattr(task_data, "ensure", lambda *args, **options: None)
+
+    def used(**changes):
+        task = task_of(tmp_path, TASK=name, **({"EPIPOLAR.TEACHER": "annotation"} if name == "epipolar" else {}), **changes)
+        sets = task.train_data()["train"].ann, task.eval_data()["valid"].ann
+        return [sorted({ann.subject(row) for row in range(len(ann))}) for ann in sets]
+
+    assert used() == [["S1", "S2"], ["S1", "S2"]]
+    assert used(**{"DATASET.SUBJECTS": ["S1"]}) == [["S1"], ["S1", "S2"]]
+    assert used(**{"TEST.SUBJECTS": ["S2"]}) == [["S1", "S2"], ["S2"]]
+    assert used(**{"DATASET.SUBJECTS": ["S1"], "TEST.SUBJECTS": ["S2"]}) == [["S1"], ["S2"]]
+    with pytest.raises(DataError, match=r"no subjects \['S9'\] in the annotations, which have \['S1', 'S2'\]"):
+        used(**{"TEST.SUBJECTS": ["S9"]})
+
+
 # --- the self-supervised task
 
 

@@ -182,6 +182,21 @@ def test_rigs_are_recovered_once_per_teacher_and_options(task_of):
         task_of().train_data()
 
 
+def test_errors_of_the_rigs_are_facts_of_the_results(task_of):
+    task = task_of()
+    assert task.facts() == {}
+    task.train_data()
+    errors = task.facts()["rig_errors"]
+    assert set(errors) == {f"{s} view {v}" for s in ("S1", "S2") for v in (1, 2, 3)} and errors["S2 view 3"]["rotation_deg"] < 0.01
+    judged = task_of()  # as scripts/valid.py has it, which reads no training data
+    judged.load_extra_state(task.extra_state())
+    judged.load_extra_state({})
+    assert judged.facts() == task.facts()
+    known = task_of(**{"EPIPOLAR.EXTRINSICS": "known"})
+    known.train_data()
+    assert known.facts() == {} and known.extra_state() == {}
+
+
 def test_a_baseline_must_be_given(task_of):
     with pytest.raises(ConfigError, match="EPIPOLAR.BASELINE_MM: is 0, but SCALE baseline needs the distance of the first two cameras"):
         task_of(**{"EPIPOLAR.SCALE": "baseline"})

@@ -105,6 +105,9 @@ class ToyTask(Task):
     def evaluator(self, dataset):
         return ToyEvaluator()
 
+    def facts(self):
+        return {"samples": self.samples}
+
     def on_epoch(self, epoch):
         self.epochs.append(epoch)
 

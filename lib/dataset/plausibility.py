@@ -154,7 +154,7 @@ def _cameras(ann: Annotations) -> Iterator[str]:
         return
     skel = skeletons.get(ann.skeleton)
     valid = ann.X_valid[ann.pose[rows]]
-    cameras = ann.cameras[torch.from_numpy(ann.camera[rows].astype(np.int64))]
+    cameras = ann.observing(rows)
     X_world = torch.from_numpy(ann.X_world[ann.pose[rows]]).double()
     depth = cameras.to_cam(X_world)[..., 2].numpy()
     known = depth[valid]

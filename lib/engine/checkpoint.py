@@ -6,7 +6,6 @@
 `model_best.pth.tar` holds the same without the training state; `final_state.pth.tar` is the bare state_dict.
 """
 
-import hashlib
 import os
 import pickle
 import zipfile
@@ -132,12 +131,3 @@ def weights_of(state: dict[str, Any]) -> dict[str, Any]:
     """The part of a training checkpoint that a released file keeps."""
     training = ("optimizer", "scheduler", "scaler", "rng", "evaluated_step", "seconds")
     return {k: v for k, v in state.items() if k not in training}
-
-
-def sha256(path: str | Path) -> str:
-    """Hash of a file's bytes, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

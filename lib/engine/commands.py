@@ -14,7 +14,8 @@ from lib.engine.signals import Interrupted
 from lib.engine.trainer import Trainer
 from lib.errors import ParallaxError, WeightsError
 from lib.tasks import build
-from lib.weights.load import load_into, read
+from lib.tasks.restore import adopt
+from lib.weights.load import read
 
 
 def train(cfg, overfit: bool = False, dry_run: bool = False) -> dict:
@@ -52,10 +53,7 @@ def validate(cfg) -> dict:
         world.on_main(lambda: run_dir.check_writable(folder))
         # the weights come from the file: nothing else needs to be loaded, or downloaded, first
         task = build(cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_FILE": "", "MODEL.INIT_WEIGHTS": False}))
-        checkpoint = task.adapted(read(weights))
-        load_into(task.model, checkpoint, strict=True)
-        if checkpoint.meta.get("task_extra"):
-            task.load_extra_state(checkpoint.meta["task_extra"])
+        adopt(task, read(weights))
         trainer = Trainer(cfg, task, world=world)
         evaluation = trainer.evaluate(cfg.DEBUG.FIGURES)
         results = trainer.result_dict(evaluation)

@@ -18,6 +18,7 @@ import numpy as np
 from lib.engine import checkpoint
 from lib.errors import RunError
 from lib.metrics.report import Report
+from lib.weights.digest import sha256
 
 LAST, BEST, FINAL = "checkpoint.pth.tar", "model_best.pth.tar", "final_state.pth.tar"
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
@@ -175,7 +176,7 @@ def write_scores(folder: Path, scores: dict[str, Any], weights: Path, prediction
     Numbers that do not exist (no sample of an action) become null.
     """
     make(folder)
-    scores.update(weights=weights.name, weights_sha256=checkpoint.sha256(weights))
+    scores.update(weights=weights.name, weights_sha256=sha256(weights))
     text = json.dumps(_json_values(scores), indent=2, allow_nan=False) + "\n"
     checkpoint.atomic_write(folder / PREDICTIONS, lambda file: np.savez_compressed(file, **predictions))
     checkpoint.atomic_write(folder / RESULTS, lambda file: file.write(text.encode()))

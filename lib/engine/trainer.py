@@ -232,6 +232,7 @@ class Trainer:
             "step": self.step,
             "seconds": round(self.log.seconds, 1),
             "skeleton": self.task.skeleton,
+            "facts": self.task.facts(),
         }
 
     # ---------------------------------------------------------------- opening, saving, resuming, ending

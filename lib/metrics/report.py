@@ -14,6 +14,12 @@ ACTIONS = {
 PROTOCOLS = {"mpjpe_mm": "Protocol 1", "pa_mpjpe_mm": "Protocol 2", "n_mpjpe_mm": "Protocol 3"}
 # What lifting papers print beside them: Protocol 1 without centring the prediction, and the error of the velocity.
 TABLED = PROTOCOLS | {"mpjpe_unrooted_mm": "unrooted", "n_mpjpe_unrooted_mm": "unrooted", "mpjve_mm": "velocity"}
+# The columns of MPII's table by their metrics, in percent; the last one is what EpipolarPose's release calls Mean@0.1.
+PCKH_COLUMNS = {
+    "pckh_head_percent": "Head", "pckh_shoulder_percent": "Shoulder", "pckh_elbow_percent": "Elbow", "pckh_wrist_percent": "Wrist",
+    "pckh_hip_percent": "Hip", "pckh_knee_percent": "Knee", "pckh_ankle_percent": "Ankle", "pckh_percent": "Mean",
+    "pckh_at10_percent": "Mean@0.1", "pckh_at11_percent": "Mean@0.11",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,19 @@ class Report:
         }
 
     def table(self) -> str:
-        """Aligned text: the metrics, the actions (see action_table), then one row per joint with a column per metric."""
-        parts = [_rows({name: {"value": value} for name, value in self.metrics.items()}, header=False), self.action_table()]
+        """Aligned text: MPII's table, the other metrics, the actions (see action_table), then a row per joint and a column per metric."""
+        others = {name: {"value": value} for name, value in self.metrics.items() if name not in PCKH_COLUMNS}
+        parts = [self.pckh_table(), _rows(others, header=False) if others else "", self.action_table()]
         if self.per_joint:
             parts.append(_tall(self.per_joint, "joint"))
         if self.counts:
             parts.append(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.counts.items()))
         return "\n\n".join(part for part in parts if part)
+
+    def pckh_table(self) -> str:
+        """PCKh in one row, as MPII's tools print it; empty where it was not measured."""
+        row = {column: self.metrics[metric] for metric, column in PCKH_COLUMNS.items() if metric in self.metrics}
+        return _rows({"PCKh, percent": row}) if row else ""
 
     def action_table(self) -> str:
         """As papers print it: a row per protocol, a column per action, the mean over poses, and the mean of the actions' means.

@@ -74,6 +74,10 @@ class Task(nn.Module):
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch: batch-norm momentum, stage switches."""
 
+    def facts(self) -> dict[str, Any]:
+        """What results.json says about the training besides the scores; plain values by name."""
+        return {}
+
     def extra_state(self) -> dict:
         """What a checkpoint must keep besides the model; plain values and tensors."""
         return {}

@@ -58,6 +58,7 @@ class EpipolarTask(IntegralTask):
             raise cfg.error("EPIPOLAR.BASELINE_MM", "is 0, but SCALE baseline needs the distance of the first two cameras; set it, in mm")
         self.teacher: Task | None = None
         self.predicted: tuple[np.ndarray, ...] | None = None  # x_img of a table, the teacher's x_img and conf: from rigs to labels
+        self.rig_errors: dict[str, dict[str, float]] = {}  # of estimated cameras, where the truth is known; see log_rigs
 
     @property
     def online(self) -> bool:
@@ -91,8 +92,17 @@ class EpipolarTask(IntegralTask):
         if self.cfg.EPIPOLAR.EXTRINSICS == "known":
             return ann
         recovered = self.recovered_cameras(ann)
-        log_rigs(recovered, ann)
+        self.rig_errors = log_rigs(recovered, ann)
         return without_poses(ann, recovered)
+
+    def facts(self) -> dict:
+        return {"rig_errors": self.rig_errors} if self.rig_errors else {}
+
+    def extra_state(self) -> dict:
+        return self.facts()  # so that a later judgement of the weights tells them, too
+
+    def load_extra_state(self, state: dict) -> None:
+        self.rig_errors = state.get("rig_errors", self.rig_errors)
 
     @property
     def teacher_name(self) -> str:

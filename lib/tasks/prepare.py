@@ -28,6 +28,7 @@ from lib.tasks.rigs import log_rigs, without_poses
 
 H36M_SPLITS = {"train-fs": "train", "valid": "valid"}  # of the published layout, and of the release
 FORMS = {"npz": ".npz", "pickle": ".pkl"}
+LABELS, QUALITY = "train-ss", ".quality.json"  # how splits of triangulated labels are named, and the file that lies beside ours
 SHEET = 12  # images in a picture
 TILE = 300
 log = logging.getLogger("parallax")
@@ -226,12 +227,12 @@ def prepare_labels(
     if not cfg.EPIPOLAR.TEACHER:
         raise cfg.error("EPIPOLAR.TEACHER", f"is empty; give the checkpoint of a 2D network, or '{ANNOTATION}' for annotated 2D")
     stem = Path(cfg.file).stem
-    split = split or "train-ss" + (stem.removeprefix("labels") if stem.startswith("labels") else "")
+    split = split or LABELS + (stem.removeprefix("labels") if stem.startswith("labels") else "")
     root = Path(out or cfg.DATASET.ROOT)
     annotations = root / "annot" / f"{split}{FORMS[form]}"
     files = {
         "annotations": annotations,
-        "quality": annotations.with_name(f"{split}.quality.json"),
+        "quality": annotations.with_name(split + QUALITY),
         "picture": annotations.with_name(f"{split}.quality.png"),
     }
     refuse_existing(annotations)
@@ -343,8 +344,16 @@ def prepare_pss(cfg: Config, split: str = "", counts: Sequence[int] = structure.
     lib.tasks.structure.make.
 
     Args:
-        split: empty = DATASET.TRAIN_SET. Give the split with true 3D joints, not one of triangulated labels.
+        split: empty = DATASET.TRAIN_SET.
+
+    Raises:
+        DataError: a split of triangulated labels, which are not the truth to judge by.
     """
     split = split or cfg.DATASET.TRAIN_SET
+    if split.startswith(LABELS) or (Path(cfg.DATASET.ROOT) / "annot" / (split + QUALITY)).exists():
+        raise DataError(
+            f"pose structure: {split} of {cfg.DATASET.ROOT} holds triangulated labels, expected true 3D joints; give the fully supervised "
+            "split, such as --split train-fs"
+        )
     ann = data.annotations(cfg, split)
     return structure.make(ann, cfg.DATASET.ROOT, split, counts=counts, seed=seed)

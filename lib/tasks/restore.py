@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from lib.config import Config, from_dict
+from lib.dataset.image import ImageSpec
 from lib.errors import WeightsError
 from lib.tasks import build
 from lib.tasks.base import Task
+from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read
 
 # What a checkpoint was trained from is not needed, and may not exist where it is used.
@@ -23,19 +25,33 @@ def restore(path: str | Path, fallback: Config | None = None) -> Task:
         WeightsError: the file cannot be read, does not fit its model, or holds no configuration and none was given.
     """
     checkpoint = read(path)
-    values = checkpoint.meta.get("config")
+    values = checkpoint.meta.get("config") if checkpoint.kind == "parallax" else None
     if values:
         cfg = from_dict(values, _UNUSED)
     elif fallback is not None:
-        task = "integral" if fallback.TASK == "epipolar" else fallback.TASK  # its student is the network of integral
-        cfg = from_dict(fallback.to_dict(), _UNUSED | {"TASK": task})
+        cfg = fallback.with_values(_UNUSED)
+        if cfg.TASK == "epipolar":  # its student is the network of integral, which does not read all of its sections
+            cfg = from_dict(cfg.to_dict(), {"TASK": "integral"})
     else:
         raise WeightsError(
             f"{path}: holds weights but no configuration ({checkpoint.kind}); "
-            "give the YAML it was trained with, or use the checkpoint of a run (model_best.pth.tar)"
+            "give the YAML it was trained with, use the checkpoint of a run (model_best.pth.tar), or make one of it with "
+            "scripts/convert.py convert"
         )
     task = build(cfg)
+    adopt(task, checkpoint)
+    return task.eval()
+
+
+def adopt(task: Task, checkpoint: Checkpoint) -> None:
+    """The weights of a checkpoint, and what belongs to them, into a task that was built without.
+
+    Raises:
+        WeightsError: the weights do not fit the model exactly; the task is then unchanged.
+    """
     load_into(task.model, task.adapted(checkpoint), strict=True)
+    spec = checkpoint.meta.get("image_spec")
+    if spec and task.image_spec:  # colours and normalisation belong to the weights; the size is that of the configuration
+        task.image_spec = ImageSpec.from_dict({**spec, "size": task.image_spec.size})
     if checkpoint.meta.get("task_extra"):
         task.load_extra_state(checkpoint.meta["task_extra"])
-    return task.eval()

@@ -161,7 +161,7 @@ def _box_factor(ann: Annotations, table: np.ndarray, rig: Rig, box_mm: float) ->
 
 
 def log_rigs(recovered: Cameras, ann: Annotations) -> dict[str, dict[str, float]]:
-    """A table in the log of how far recovered cameras lie from the annotated ones, where those are known.
+    """How far recovered cameras lie from the annotated ones, where those are known; also as a table in the log.
 
     Angles are relative to the first camera of each rig, which has none. -> {"S1 view 2": {"rotation_deg", "direction_deg"}}
     """

@@ -44,7 +44,7 @@ def true_poses(ann: Annotations, most: int = MOST) -> tuple[Tensor, int]:
     instants = np.unique(ann.pose[complete])[::step]
     rows = np.flatnonzero(complete & np.isin(ann.pose, instants))
     X_world = torch.from_numpy(ann.X_world[ann.pose[rows]]).double()
-    cameras = ann.cameras[torch.from_numpy(ann.camera[rows].astype(np.int64))]
+    cameras = ann.observing(rows)
     return cameras.to_cam(X_world).float(), step
 
 

@@ -17,13 +17,14 @@ class Checkpoint:
     """Weights and what came with them.
 
     kind: a name of KINDS.    state_dict: without wrapper prefixes.    meta: the other plain values of the file.
-    source: where it came from, for messages.
+    source: where it came from, for messages.    wrapping: how the weights lay in the file, in words.
     """
 
     kind: str
     state_dict: State
     meta: dict[str, Any] = field(default_factory=dict)
     source: str = "checkpoint"
+    wrapping: str = "bare state dict"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ KINDS: dict[str, Kind] = {
     "selfpose3d": Kind(
         _has("backbone.", "attn."), "SelfPose3d", ("backbone.", "attn."), "use it with TASK selfpose3d"
     ),
+    "keypoint_rcnn": Kind(
+        _has("backbone.body.", "rpn.head.", "roi_heads.keypoint_predictor."),
+        "torchvision Keypoint R-CNN", ("backbone.body.", "roi_heads.keypoint_predictor."),
+        "it finds people and their COCO joints in whole pictures through torchvision.models.detection; scripts/predict.py takes "
+        "torchvision's Faster R-CNN as --detector-weights, and MODEL.PRETRAINED a network of person crops",
+    ),
+    "faster_rcnn": Kind(
+        _has("backbone.", "rpn.head.", "roi_heads.box_predictor."),
+        "torchvision Faster R-CNN", ("backbone.", "rpn.", "roi_heads."),
+        "it finds people in pictures: give it to scripts/predict.py as --detector-weights",
+    ),
     "voxelpose": Kind(
         lambda state: any(k.startswith(("root_net.", "pose_net.")) for k in state),
         "VoxelPose", ("root_net.", "pose_net.", "backbone."), "use it with TASK voxelpose",
@@ -61,7 +73,7 @@ KINDS: dict[str, Kind] = {
         _has("deconv_layers.", "hm.", "depth."), "2D+3D fusion (hg-3d)", ("hm.", "depth."), "use it with TASK fusion"
     ),
     "pose_resnet": Kind(
-        _has("conv1.", "layer4.", "deconv_layers.", "final_layer."),
+        _has("conv1.", "layer1.", "deconv_layers.", "final_layer."),
         "pose ResNet", ("deconv_layers", "final_layer"), _RESNET,
     ),
     "resnet": Kind(_has("conv1.", "layer1.", "layer4."), "torchvision ResNet", ("conv1", "layer1"), _RESNET),
@@ -85,7 +97,8 @@ def unwrap(value: Any, source: str) -> Checkpoint:
                 meta = {str(k): v for k, v in value.items() if k != name and isinstance(k, str)}
                 state = strip_prefix(inner)
                 ours = name == "model" and "format" in value
-                return Checkpoint("parallax" if ours else kind_of(state), state, meta, source)
+                said = f"under the key {name!r}{_prefix(inner, state)}"
+                return Checkpoint("parallax" if ours else kind_of(state), state, meta, source, said)
         raise WeightsError(
             f"{source}: holds {_described(value)}, but no weights; expected a state dict, or a dict with one under "
             f"{', '.join(_CONTAINERS[:3])}"
@@ -96,7 +109,7 @@ def unwrap(value: Any, source: str) -> Checkpoint:
             "save the network with torch.save(model.state_dict(), path)"
         )
     state = strip_prefix(value)
-    return Checkpoint(kind_of(state), state, {}, source)
+    return Checkpoint(kind_of(state), state, {}, source, f"bare state dict{_prefix(value, state)}")
 
 
 def kind_of(state: Mapping[str, Tensor]) -> str:
@@ -129,13 +142,30 @@ def strip_prefix(state: Mapping[str, Tensor]) -> State:
 
 
 def resnet_layers(state: Mapping[str, Tensor]) -> int | None:
-    """Number of layers of the ResNet whose trunk is in a state dict, None when it holds none (or another one)."""
+    """Number of layers of the ResNet whose trunk is in a state dict; None when it holds none, another one, or fewer stages
+    than it takes to tell.
+    """
     counts = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")}) for stage in range(1, 5))
+    stages = resnet_stages(state)
     bottleneck = any(key.startswith("layer1.0.conv3.") for key in state)
-    for layers, (block, blocks) in RESNETS.items():
-        if counts == blocks and (block.expansion == 4) == bottleneck:
-            return layers
-    return None
+    fitting = [
+        layers
+        for layers, (block, blocks) in RESNETS.items()
+        if counts[:stages] == blocks[:stages] and not any(counts[stages:]) and (block.expansion == 4) == bottleneck
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def resnet_stages(state: Mapping[str, Tensor]) -> int:
+    """Number of stages of the ResNet in a state dict, 0 to 4."""
+    found = [any(key.startswith(f"layer{stage}.") for key in state) for stage in range(1, 5)]
+    return found.index(False) if False in found else 4
+
+
+def _prefix(wrapped: Mapping[str, Tensor], state: State) -> str:
+    """What `strip_prefix` took off every key, in words."""
+    prefix = next(iter(wrapped)).removesuffix(next(iter(state)))
+    return f", each key with the prefix {prefix}" if prefix else ""
 
 
 def _is_state(value: Mapping) -> bool:

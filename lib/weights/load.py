@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lib.errors import WeightsError
 from lib.weights.adapters import Checkpoint, State, describe, resnet_layers, strip_prefix, unwrap
 from lib.weights.imagenet import imagenet_state
+from lib.weights.needs import differences, needs_of
 from lib.weights.unpickle import Inert, load_file
 
 log = logging.getLogger("parallax")
@@ -172,9 +173,12 @@ def _check(
         if keys
     ]
     if problems:
+        like = {"joints": getattr(model, "joints", None), "bins": getattr(model, "depth_bins", None)}
+        differing = differences(needs_of(found, **like), needs_of(target, **like))
+        advice = f"set {differing}" if differing else "set the MODEL section to what it was trained with"
         raise WeightsError(
-            f"{source} {looks}, but does not fit the model ({name}) exactly: {'; '.join(problems)}; set the MODEL "
-            "section to what it was trained with, or load what fits with MODEL.PRETRAINED"
+            f"{source} {looks}, but does not fit the model ({name}) exactly: {'; '.join(problems)}; {advice} "
+            "(scripts/convert.py inspect shows all), or load what fits with MODEL.PRETRAINED"
         )
 
 

@@ -73,6 +73,24 @@ def new_file(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def part_folder(root: str | Path, split: str) -> Iterator[Path]:
+    """A hidden folder below `root` for what is not complete yet: empty at first, and removed with all that was not moved out of it.
+
+    Raises:
+        DataError: something cannot be written.
+    """
+    part = Path(root) / f".{split}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+        part.mkdir(parents=True)
+        yield part
+    except OSError as error:
+        raise DataError(f"{root}: {split} cannot be written ({error.strerror or error}); free space or choose another folder") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def refuse_existing(path: Path) -> None:
     """DataError where something is already there."""
     if path.exists():
@@ -159,7 +177,7 @@ def _pose_findings(ann: Annotations) -> Iterator[str]:
     root, chosen = skel.root_index, rows[:: max(1, len(rows) // 2000)]
     chosen = chosen[ann.X_valid[ann.pose[chosen], root] & (ann.conf[chosen, root] > 0)]
     if len(chosen):
-        cameras = ann.cameras[torch.from_numpy(ann.camera[chosen].astype(np.int64))]
+        cameras = ann.observing(chosen)
         X_world = torch.from_numpy(ann.X_world[ann.pose[chosen]]).double()
         depth = cameras.to_cam(X_world)[:, root, 2].numpy()
         if np.median(depth) < 300:
@@ -228,17 +246,13 @@ def place_images(root: Path, names: list[str], image: Callable, split: str, work
     """Writes images below `root`, first into a hidden folder, so that a run that is killed leaves none half done."""
     for name in names:
         refuse_existing(root / name)
-    part = root / f".{split}.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+    with part_folder(root, split) as part:
         for folder in {os.path.dirname(n) for n in names}:
             (part / folder).mkdir(parents=True, exist_ok=True)
             (root / folder).mkdir(parents=True, exist_ok=True)
         write_images(image, [str(part / n) for n in names], workers, title)
         for name in names:
             os.rename(part / name, root / name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _make_images(image: Callable, piece: tuple[int, list[str]]) -> tuple[list[int], list[bytes]]:

@@ -150,7 +150,7 @@ def read(root: str | Path, split: str, project: str = "", tangential: str = "h36
 def reprojected(ann: Annotations, project: str, tangential: str = "h36m") -> Annotations:
     """The table with 2D joints projected from its 3D joints where those are valid; "pinhole" removes the lenses as well."""
     rows = np.flatnonzero((ann.pose >= 0) & (ann.camera >= 0))
-    cameras = ann.cameras[torch.from_numpy(ann.camera[rows].astype(np.int64))]
+    cameras = ann.observing(rows)
     X_world = torch.from_numpy(ann.X_world[ann.pose[rows]]).double()
     x_img, depth = (v.numpy() for v in cameras.project(X_world, project == "distorted", tangential))
     moved = ann.X_valid[ann.pose[rows]] & (depth > 0)
@@ -504,13 +504,12 @@ def _to_records(ann: Annotations, names: list[str], per_camera: bool) -> list[di
     if ann.person.any():
         raise DataError("the published records have one person in an image; write form npz instead, or select one person")
     skel = skeletons.get(ann.skeleton)
-    cams = ann.cameras
-    X_cam = cams[torch.from_numpy(ann.camera.astype(np.int64))].to_cam(torch.from_numpy(ann.X_world[ann.pose]).double())
-    wide = cams[torch.from_numpy(ann.camera.astype(np.int64))]
+    wide = ann.observing()
+    X_cam = wide.to_cam(torch.from_numpy(ann.X_world[ann.pose]).double())
     x_img = wide.project_cam(torch.nan_to_num(X_cam), distort=False).numpy()
     X_cam, root = X_cam.numpy(), skel.root_index
     vis = np.concatenate([np.repeat((ann.conf > 0)[..., None], 2, -1), ann.X_valid[ann.pose][..., None]], -1).astype(np.float64)
-    fields = {name: getattr(cams, name).numpy() for name in ("K", "R", "t", "dist")}
+    fields = {name: getattr(ann.cameras, name).numpy() for name in ("K", "R", "t", "dist")}
     view_of = {int(c): int(v) for c, v in zip(ann.camera, ann.view, strict=True)}
     objects = {c: Camera(**{k: v[c] for k, v in fields.items()}, name=CAMERA_IDS[v]) for c, v in view_of.items()}
     flip = [(i, int(j)) for i, j in enumerate(skel.flip) if i < j]

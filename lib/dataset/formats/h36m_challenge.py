@@ -10,7 +10,6 @@ image so that it fills 1/1.25 of the shorter side; then the 2D joints have confi
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats.files import findings, image_size, refuse_existing, write_images
+from lib.dataset.formats.files import findings, image_size, part_folder, refuse_existing, write_images
 from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
 
@@ -174,11 +173,11 @@ def write(ann: Annotations, root: str | Path, split: str, image: Callable[[int],
     ann = ann.check(f"annotations to be written to {root} ({split})").to_skeleton(SKELETON)
     if split not in SPLITS:
         raise DataError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    final, part = root / SPLITS[split], root / f".{SPLITS[split]}.{os.getpid()}.part"
+    final = root / SPLITS[split]
     refuse_existing(final)
     numbers = [f"{i + 1:05d}" for i in range(len(ann))]
-    try:
-        (part / "IMG").mkdir(parents=True)
+    with part_folder(root, SPLITS[split]) as part:
+        (part / "IMG").mkdir()
         if split != "test":
             (part / "POSE").mkdir()
             for number, pose in zip(numbers, _camera_poses(ann), strict=True):
@@ -186,10 +185,6 @@ def write(ann: Annotations, root: str | Path, split: str, image: Callable[[int],
         if image is not None:
             write_images(lambda i: image(int(ann.image[i])), [str(part / "IMG" / f"{number}.jpg") for number in numbers])
         os.rename(part, final)
-    except OSError as error:
-        raise DataError(f"{final}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _camera_poses(ann: Annotations) -> np.ndarray:

@@ -13,9 +13,9 @@ factor 2) is used for the 2D joints, as in D2_Positions; the cameras keep the pu
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,8 @@ from tqdm import tqdm
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats import h36m
-from lib.dataset.formats.files import JPEG_QUALITY, findings, need, new_file, refuse_existing
+from lib.dataset.formats.files import findings, need, new_file, part_folder, refuse_existing
+from lib.dataset.formats.video import extract_frames
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
 
@@ -394,74 +395,27 @@ def extract(root: str | Path, ann: Annotations, out: str | Path, progress: bool 
         DataError: a video is missing, cut short or cannot be decoded, named with the next step; or a disk that is full.
     """
     root, out = Path(root), Path(out)
-    rows_of: dict[tuple[str, str, int], dict[int, Path]] = {}
+    rows_of: dict[tuple[str, str, int], dict[Path, int]] = {}
     for i in np.unique(ann.image[ann.image >= 0]):
         name = ann.images[i].decode()
         place = h36m.parse_path(name)
         if place is None:
             raise DataError(f"image {name!r}: not named as this layout does; read the table with h36m_raw.read")
-        rows_of.setdefault((place.subject, place.sequence, place.view), {})[place.frame] = out / name
+        rows_of.setdefault((place.subject, place.sequence, place.view), {})[out / name] = place.frame
     lost: set[Path] = set()
     total = sum(len(frames) for frames in rows_of.values())
     with tqdm(total=total, desc=f"{out}: images", unit="image", disable=not progress) as bar:
         for (subject, sequence, view), frames in rows_of.items():
-            todo = {f: p for f, p in frames.items() if not p.exists()}
-            bar.update(len(frames) - len(todo))
-            if todo:
-                lost |= _decode(root, subject, sequence, view, todo, bar)
+            videos = root / subject / "Videos"
+            path = _video(root, subject, sequence, view) or videos / f"{sequence.replace('_', ' ')}.{h36m.CAMERA_IDS[view]}.mp4"
+            short = math.inf if (subject, sequence, view) in DAMAGED else TOLERATED
+            advice = f"unpack Videos_{subject}.tgz into {videos.parent} again and go on: images that are there are kept"
+            lost |= extract_frames(path, list(frames.values()), list(frames), short, advice, bar)
     if not lost:
         return ann
     log.warning("%d images have no frame in their video and are left out (%s ...)", len(lost), min(lost))
     gone = np.array([out / name.decode() in lost for name in ann.images])
     return ann.select((ann.image < 0) | ~gone[ann.image])
-
-
-def _decode(root: Path, subject: str, sequence: str, view: int, todo: dict[int, Path], bar: tqdm) -> set[Path]:
-    """Writes the wanted frames of one video.   -> images for which it has no frame"""
-    path = _video(root, subject, sequence, view)
-    damaged = (subject, sequence, view) in DAMAGED
-    label = f"{root / subject / 'Videos'}/{sequence.replace('_', ' ')}.{h36m.CAMERA_IDS[view]}.mp4"
-    if path is None:
-        if damaged:
-            return set(todo.values())
-        raise DataError(f"{label}: no such video; unpack Videos_{subject}.tgz into {root / subject}, or leave the sequence out")
-    video = cv2.VideoCapture(str(path))
-    last, frame = max(todo), -1
-    try:
-        if not video.isOpened():
-            if damaged:
-                return set(todo.values())
-            raise DataError(f"{path}: cannot be opened as a video; it is cut short or damaged: unpack Videos_{subject}.tgz again")
-        for target in todo.values():
-            target.parent.mkdir(parents=True, exist_ok=True)
-        while frame < last and video.grab():
-            frame += 1
-            if frame in todo:
-                decoded, image = video.retrieve()
-                if not decoded:
-                    frame -= 1
-                    break
-                _save_jpeg(todo[frame], image)
-                bar.update()
-    except OSError as error:
-        raise DataError(f"{todo[frame]}: cannot be written ({error.strerror}); free space and run again, it goes on there") from error
-    finally:
-        video.release()
-    missing = {f: p for f, p in todo.items() if f > frame}
-    if missing and not damaged and last - frame > TOLERATED:
-        raise DataError(
-            f"{path}: ends after {frame + 1} frames, but frame {last + 1} is wanted; it is cut short: unpack Videos_{subject}.tgz again "
-            "and run this again, which goes on where it stopped"
-        )
-    bar.update(len(missing))
-    return set(missing.values())
-
-
-def _save_jpeg(path: Path, image: np.ndarray) -> None:
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data.tobytes())
-    os.replace(part, path)
 
 
 def _video(root: Path, subject: str, sequence: str, view: int) -> Path | None:
@@ -519,19 +473,12 @@ def write(ann: Annotations, root: str | Path, split: str, image: Callable[[int],
     subjects = sorted({subject for subject, _ in keys})
     for subject in subjects:
         refuse_existing(root / subject)
-    part = root / f".{split}.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
-        part.mkdir(parents=True)
+    with part_folder(root, split) as part:
         for s in used:
             _write_sequence(part, ann, s, labels[s], rig, image)
         _write_metadata(path, ann, rig, old, labels)
         for subject in subjects:
             os.rename(part / subject, root / subject)
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def file_name(action: str, subaction: str) -> str:

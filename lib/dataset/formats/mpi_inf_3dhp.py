@@ -11,7 +11,6 @@
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, concat
-from lib.dataset.formats.files import findings, image_size, need, refuse_existing, write_images
+from lib.dataset.formats.files import findings, image_size, need, part_folder, refuse_existing, write_images
 from lib.dataset.formats.video import extract_frames
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
@@ -370,14 +369,17 @@ def extract(root: str | Path, ann: Annotations, progress: bool = True) -> None:
     Raises:
         DataError: a video is missing or damaged; see lib.dataset.formats.video.extract_frames.
     """
-    root, videos = Path(root), {}
+    root = Path(root)
+    videos: dict[Path, dict[Path, int]] = {}
     for i in np.unique(ann.image[ann.image >= 0]):
         name = Path(ann.images[i].decode())
         if name.parent.parent.name == "imageFrames":
             video = name.parent.parent.parent / "imageSequence" / f"{name.parent.name}.avi"
-            videos.setdefault(video, []).append(name)
-    for video, names in tqdm(videos.items(), desc=f"{root}: frames", unit="video", disable=not progress):
-        extract_frames(root / video, [int(n.stem.rpartition("_")[2]) - 1 for n in names], [root / n for n in names])
+            videos.setdefault(root / video, {})[root / name] = int(name.stem.rpartition("_")[2]) - 1
+    total = sum(len(frames) for frames in videos.values())
+    with tqdm(total=total, desc=f"{root}: images", unit="image", disable=not progress) as bar:
+        for video, frames in videos.items():
+            extract_frames(video, list(frames.values()), list(frames), bar=bar)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -418,10 +420,7 @@ def write(
         raise DataError(f"{root}: several people in an image have no place in MPI-INF-3DHP, expected one; select one of them")
     if float(ann.cameras.dist.abs().max()) > 0:
         log.warning("%s: MPI-INF-3DHP has no lens distortion; the 2D joints will not lie exactly where the cameras project the 3D", root)
-    part = root / f".{split}.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
-        part.mkdir(parents=True)
+    with part_folder(root, split) as part:
         names = (_write_train if split == "train" else _write_test)(ann, part)
         folders = sorted(path.name for path in part.iterdir())
         for folder in folders:
@@ -433,10 +432,6 @@ def write(
             write_images(_Chosen(image, rows), files, workers, f"{root}: {split}" if progress else None)
         for folder in folders[::-1]:  # where the first one is, all are
             os.rename(part / folder, root / folder)
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 class _Chosen:
@@ -452,7 +447,7 @@ class _Chosen:
 def _arrays(ann: Annotations, skeleton: str) -> tuple[np.ndarray, np.ndarray]:
     """x (N,J,2) px and X_cam (N,J,3) mm in another skeleton, NaN where unknown."""
     ann = ann.to_skeleton(skeleton)
-    cams = ann.cameras[torch.from_numpy(ann.camera.astype(np.int64))]
+    cams = ann.observing()
     X = cams.to_cam(torch.from_numpy(ann.X_world[ann.pose]).double()).numpy()
     return (
         np.where((ann.conf > 0)[..., None], ann.x_img.astype(np.float64), np.nan),

@@ -8,14 +8,13 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats.files import TABLE_ERRORS, load_table, save_table, write_images
+from lib.dataset.formats.files import TABLE_ERRORS, load_table, part_folder, refuse_existing, save_table, write_images
 from lib.errors import DataError
 
 SKELETON = "h36m17"
@@ -73,13 +72,11 @@ def write(
     root = Path(root)
     ann.check(f"annotations to be written to {root} ({split})")
     world = manifest(root)
-    final, part = root / split, root / f".{split}.part"
-    if final.exists():
-        raise DataError(f"{final}: exists already and is never overwritten; choose another folder, or delete it first")
+    final = root / split
+    refuse_existing(final)
     names = _image_names(ann, split)
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
-        (part / "images").mkdir(parents=True)
+    with part_folder(root, split) as part:
+        (part / "images").mkdir()
         digest = save_table(ann, names, part / "annotations.npz")
         files = [str(part.joinpath(*Path(name).parts[1:])) for name in names]
         images = write_images(image, files, workers, f"{root}: {split}" if progress else None) if image else None
@@ -90,10 +87,6 @@ def write(
         text.write_text(json.dumps(world, indent=1) + "\n")
         os.replace(text, root / "world.json")
         os.rename(part, final)
-    except OSError as error:
-        raise DataError(f"{final}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def manifest(root: str | Path) -> dict:

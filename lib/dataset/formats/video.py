@@ -1,65 +1,94 @@
 """Single frames of a video as JPEG files."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
+from tqdm import tqdm
 
+from lib.dataset.formats.files import JPEG_QUALITY
 from lib.errors import DataError
 
-JPEG_QUALITY = 95
 
-
-def extract_frames(video: str | Path, frames: Sequence[int], names: Sequence[str | Path], quality: int = JPEG_QUALITY) -> None:
-    """Writes frame `frames[i]` (0-based) of the video to `names[i]`; resumable.
+def extract_frames(
+    video: str | Path,
+    frames: Sequence[int],
+    names: Sequence[str | Path],
+    short: float = 0,
+    advice: str = "download the video again, or check that it belongs to these annotations",
+    bar: tqdm | None = None,
+) -> set[Path]:
+    """Writes frame `frames[i]` (0-based) of the video to `names[i]` (JPEG, quality 95); resumable.
 
     The video is gone through once and only the wanted frames are decoded into pictures: seeking is off by a few frames in
     many containers. Names that exist are left as they are; a file appears under its name only when it is complete.
 
+    Args:
+        short: by how many frames the video may end before the last wanted one; math.inf takes what there is, were it no video at all.
+        advice: next step of a user whose video is missing or damaged.
+        bar: moved on by one for each name.
+
+    Returns:
+        The names for which the video has no frame; empty unless it is allowed to be short.
+
     Raises:
-        DataError: the video cannot be opened, ends before a wanted frame, a frame cannot be decoded or a file not written.
+        DataError: the video is missing, cannot be opened or decoded, ends too early, or a file cannot be written.
     """
     if len(frames) != len(names):
         raise DataError(f"{video}: {len(frames)} frames for {len(names)} names, expected one name per frame")
     missing = sorted((int(frame), Path(name)) for frame, name in zip(frames, names, strict=True) if not Path(name).exists())
+    bar = tqdm(disable=True) if bar is None else bar
+    bar.update(len(names) - len(missing))
     if not missing:
-        return
+        return set()
     if missing[0][0] < 0:
         raise DataError(f"{video}: frame {missing[0][0]} was asked for, expected 0 or more")
-    if not Path(video).is_file():
-        raise DataError(f"{video}: no such video, but {len(missing)} frames of it are wanted; download it again")
+    if not Path(video).is_file() and short < math.inf:
+        raise DataError(f"{video}: no such video, but {len(missing)} frames of it are wanted; {advice}")
     capture = cv2.VideoCapture(str(video))
     try:
-        if not capture.isOpened():
+        if not capture.isOpened() and short < math.inf:
             raise DataError(
-                f"{video}: cannot be opened as a video; check that the download is complete and that this OpenCV reads "
-                "its codec (pip install opencv-python-headless has FFmpeg)"
+                f"{video}: cannot be opened as a video; {advice} (or is it of a codec that this OpenCV does not read? "
+                "pip install opencv-python-headless has FFmpeg)"
             )
-        _write(capture, video, missing, quality)
+        readable = _write(capture, missing, bar)
     finally:
         capture.release()
+    last, name = missing[-1]
+    if last + 1 - readable > short:
+        raise DataError(f"{video}: ends after {readable} frames, but frame {last} (0-based) is wanted for {name}; {advice}")
+    lost = {name for frame, name in missing if frame >= readable}
+    bar.update(len(lost))
+    return lost
 
 
-def _write(capture: cv2.VideoCapture, video: str | Path, missing: list[tuple[int, Path]], quality: int) -> None:
+def _write(capture: cv2.VideoCapture, wanted: list[tuple[int, Path]], bar: tqdm) -> int:
+    """Writes the wanted frames, in ascending order.   -> frames that can be read: all up to the last wanted one, or fewer"""
     at, image = -1, None
-    for frame, name in missing:
+    for frame, name in wanted:
         while at < frame:
             if not capture.grab():
-                raise DataError(
-                    f"{video}: ends after {at + 1} frames, but frame {frame} (0-based) is wanted for {name}; download the "
-                    "video again, or check that it belongs to these annotations"
-                )
+                return at + 1
             at, image = at + 1, None
         if image is None:
             good, image = capture.retrieve()
             if not good:
-                raise DataError(f"{video}: frame {frame} (0-based) for {name} cannot be decoded; download the video again")
+                return at
+        _save(name, image)
+        bar.update()
+    return at + 1
+
+
+def _save(name: Path, image: np.ndarray) -> None:
+    part = name.with_name(f".{name.name}.part")
+    data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+    try:
         name.parent.mkdir(parents=True, exist_ok=True)
-        part = name.with_name(name.name + ".part")
-        good, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
-        try:
-            part.write_bytes(data.tobytes() if good else b"")
-            os.replace(part, name)
-        except OSError as e:
-            raise DataError(f"{name}: cannot be written ({e.strerror}); free some space or choose another folder") from None
+        part.write_bytes(data.tobytes())
+        os.replace(part, name)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be written ({error.strerror}); free some space and run again, it goes on there") from None

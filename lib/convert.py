@@ -1,0 +1,197 @@
+"""From one form of checkpoint to another: a published file as a checkpoint of ours, and back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib import config
+from lib.config import Config
+from lib.dataset.formats.files import new_file
+from lib.dataset.image import ImageSpec
+from lib.engine import checkpoint as ours
+from lib.errors import WeightsError
+from lib.tasks import build
+from lib.weights.adapters import KINDS, Checkpoint, kind_of, resnet_stages
+from lib.weights.digest import sha256
+from lib.weights.load import LoadReport, load_into, write_reference
+from lib.weights.needs import Needs, needs_of
+
+FORMS = ("ours", "reference", "torchvision")
+_PLAIN = (str, int, float, bool)
+_START = {  # of training: not needed any more, and nothing that must be there
+    "MODEL.PRETRAINED": "", "MODEL.RESUME": "", "MODEL.INIT_WEIGHTS": False, "MODEL.INIT_FILE": "", "EPIPOLAR.TEACHER": "",
+}  # fmt: skip
+
+
+def network_kind(checkpoint: Checkpoint) -> str:
+    """The name in KINDS of the network in a file, whoever wrote it."""
+    return kind_of(checkpoint.state_dict)
+
+
+def stored(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration in a checkpoint of ours; {} in files of others, whatever they call by that name."""
+    found = checkpoint.meta.get("config") if checkpoint.kind == "parallax" else None
+    return found if isinstance(found, dict) and isinstance(found.get("MODEL", {}), dict) else {}
+
+
+def needs(checkpoint: Checkpoint) -> Needs:
+    """The configuration of a checkpoint's network; where the file stores one, what it says of joints and bins decides."""
+    section = stored(checkpoint).get("MODEL", {})
+    return needs_of(checkpoint.state_dict, checkpoint.meta, section.get("NUM_JOINTS"), section.get("DEPTH_RES"))
+
+
+def plain_meta(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a file tells about itself besides weights: numbers, texts and short lists of them, such as epoch and perf."""
+
+    def plain(value: Any) -> bool:
+        return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and len(value) <= 4 and all(map(plain, value)))
+
+    found = {k: v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for k, v in checkpoint.meta.items()}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items() if plain(v)}
+
+
+def configuration(checkpoint: Checkpoint, file: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration a network is built with: that of a YAML file or of the checkpoint, else what its tensors need.
+
+    Args:
+        file: YAML file of an experiment; None = the configuration inside the checkpoint, else `needs`.
+        overrides: "KEY VALUE" words, which come last.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    task = {"TASK": "refine" if network_kind(checkpoint) == "refiner" else "integral"}  # epipolar's student is integral's network
+    changes = {s.key: s.value for s in config.read_arguments(config.SCHEMA, overrides)}
+    if file:
+        return config.from_dict(config.load(file, overrides).to_dict(), _START | task)
+    if stored(checkpoint):
+        return config.from_dict(stored(checkpoint), changes | _START | task)
+    return config.defaults().with_values(needs(checkpoint).settings | changes | _START | task)
+
+
+def to_ours(
+    checkpoint: Checkpoint, cfg: Config, norm: Mapping[str, Tensor] | None = None, color: str = ""
+) -> tuple[dict[str, Any], LoadReport]:
+    """A checkpoint that knows its configuration, image specification and skeleton, as `model_best.pth.tar` does.
+
+    Args:
+        cfg: from `configuration`.
+        norm: means and deviations of a refiner's training data, where the file holds none.
+        color: channel order of the pictures that the network was trained on, rgb or bgr; "" = as stored in the file, else rgb.
+
+    Returns:
+        What `torch.save` takes, and what became of each key.
+
+    Raises:
+        WeightsError: the weights do not fit the configuration exactly; the message names the values that they need.
+        ConfigError: the configuration contradicts itself.
+    """
+    task = build(cfg)
+    report = load_into(task.model, checkpoint, strict=True)
+    extra = dict(norm or checkpoint.meta.get("task_extra") or {})
+    if extra:
+        task.load_extra_state(extra)
+    spec = task.image_spec
+    if spec is not None:
+        told = checkpoint.meta.get("image_spec") or {}
+        spec = ImageSpec.from_dict({**spec.to_dict(), **told, "size": spec.size})
+        spec = replace(spec, color=color) if color else spec
+    meta, source = plain_meta(checkpoint), Path(checkpoint.source)
+    step, epoch = meta.get("step"), meta.get("epoch")
+    step = step if isinstance(step, int) else 0
+    origin = {k: v for k, v in meta.items() if k != "format"} | {"file": source.name, "kind": network_kind(checkpoint)}
+    if source.is_file():
+        origin["sha256"] = sha256(source)
+    return {
+        "format": ours.FORMAT,
+        "kind": ours.KIND,
+        "model": task.model.state_dict(),
+        "task_extra": task.extra_state(),
+        "step": step,
+        "steps_per_epoch": max(1, step // epoch) if isinstance(epoch, int) and epoch > 0 else 1,
+        "best": checkpoint.meta.get("best") or {},
+        "config": cfg.to_dict(),
+        "image_spec": spec.to_dict() if spec is not None else None,
+        "skeleton": task.skeleton,
+        "converted": origin,
+    }, report
+
+
+def reference_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of a pose ResNet as EpipolarPose's release knows them, counters of the batch norms included.
+
+    Raises:
+        WeightsError: no pose ResNet, or one that the release cannot build.
+    """
+    kind, state = network_kind(checkpoint), checkpoint.state_dict
+    if kind != "pose_resnet":
+        raise WeightsError(f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet; only that has a form in the release")
+    if resnet_stages(state) != 4:
+        raise WeightsError(
+            f"{checkpoint.source}: has a ResNet of {resnet_stages(state)} stages, but the release knows 4; train with "
+            "MODEL.EXTRA.NUM_STAGES 4 for a file that it reads"
+        )
+    complete: dict[str, Tensor] = {}
+    for key, value in state.items():
+        complete[key] = value
+        counter = key.removesuffix("running_var") + "num_batches_tracked"
+        if key.endswith("running_var") and counter not in state:
+            complete[counter] = torch.tensor(0)
+    return complete
+
+
+def torchvision_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The backbone under torchvision's names, for MODEL.INIT_FILE or torchvision itself (which has a classifier `fc` besides).
+
+    Raises:
+        WeightsError: there is no ResNet of four stages.
+    """
+    kind, state = network_kind(checkpoint), checkpoint.state_dict
+    if kind not in ("pose_resnet", "resnet") or resnet_stages(state) != 4:
+        raise WeightsError(f"{checkpoint.source}: holds {named(kind)}, expected a network with a ResNet of four stages")
+    return {key: value for key, value in state.items() if key.startswith(("conv1.", "bn1.", "layer"))}
+
+
+def convert(
+    checkpoint: Checkpoint, out: str | Path, form: str = "ours", cfg: str | None = None, overrides: Sequence[str] = (),
+    norm: Mapping[str, Tensor] | None = None, color: str = "",
+) -> str:  # fmt: skip
+    """Writes a checkpoint as `out` in another form, one of FORMS; the other arguments belong to "ours".
+
+    Returns:
+        What was done, in a sentence.
+
+    Raises:
+        WeightsError: the weights are of no use in that form, or do not fit the configuration.
+        ConfigError: the configuration is wrong.    DataError: `out` exists or cannot be written.
+    """
+    if form not in FORMS:
+        raise WeightsError(f"form {form!r}: expected one of {', '.join(FORMS)}")
+    kind = network_kind(checkpoint)
+    if form == "reference":
+        state = reference_state(checkpoint)
+        said = f"{len(state)} tensors, bare, each key with the prefix module."
+    elif form == "torchvision":
+        state = torchvision_state(checkpoint)
+        said = f"{len(state)} tensors of the backbone, for MODEL.INIT_FILE"
+    elif kind in ("pose_resnet", "refiner"):
+        state, report = to_ours(checkpoint, configuration(checkpoint, cfg, overrides), norm, color)
+        said = f"checkpoint with configuration and skeleton {state['skeleton']}; {report.summary()}"
+    else:
+        use = f"; {KINDS[kind].use}" if kind in KINDS else ""
+        raise WeightsError(f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet or a refiner{use}")
+    with new_file(out) as part:
+        try:
+            (write_reference if form == "reference" else torch.save)(state, part)
+        except RuntimeError as error:  # so torch reports a full disk
+            raise OSError(str(error).split("\n")[0]) from error
+    return f"{out}: {said}"
+
+
+def named(kind: str) -> str:
+    """A kind in words."""
+    return f"a {KINDS[kind].text}" if kind in KINDS else "an unknown network"

@@ -1,0 +1,203 @@
+"""What configuration a file of weights belongs to, read from the names and shapes of its tensors alone."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from lib.skeleton import SKELETONS
+from lib.weights.adapters import kind_of, resnet_layers, resnet_stages
+
+PUBLISHED = ((17, 64), (16, 64))  # joints and depth bins of the published volumes
+_JOINTS = sorted({skeleton.num for skeleton in SKELETONS.values()})
+_LEAST_BINS = 4  # fewer depth bins are no volume
+_MPII, _H36M, _COCO = "mpii16", "h36m17", "coco17"
+# joints and head -> skeleton; seventeen 2D heatmaps are COCO's, seventeen joints with depth Human3.6M's
+_SKELETONS = {
+    (16, "volume"): _MPII, (16, "heatmap"): _MPII, (16, "heatmap_depth"): _MPII,
+    (17, "volume"): _H36M, (17, "heatmap"): _COCO, (17, "heatmap_depth"): _H36M,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Configuration of a file.
+
+    settings: configuration keys and their values.
+    alternatives: other (joints, depth bins) that the output layer has room for; 0 bins = heatmaps.
+    notes: what the tensors cannot tell, in sentences.
+    """
+
+    settings: dict[str, Any]
+    alternatives: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def overrides(self, defaults: Mapping[str, Any] | None = None) -> str:
+        """As words behind a command; those of `defaults` need not be said."""
+        known = {key: _word(value) for key, value in (defaults or {}).items()}
+        return " ".join(f"{k} {_word(v)}" for k, v in self.settings.items() if known.get(k) != _word(v))
+
+    def to_yaml(self) -> str:
+        """As an experiment file."""
+        tree: dict[str, Any] = {}
+        for dotted, value in self.settings.items():
+            node, (*sections, leaf) = tree, dotted.split(".")
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[leaf] = value
+        return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+def needs_of(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None, joints: int | None = None, bins: int | None = None
+) -> Needs:
+    """The configuration that weights need.
+
+    Args:
+        state: without wrapper prefixes.
+        meta: the other values of the file; the names that EpipolarPose stores under `model` tell the crop size.
+        joints, bins: preferred where the output layer can be read in several ways.
+
+    Returns:
+        No settings at all for a network that is not one of ours.
+    """
+    kind = kind_of(state)
+    if kind == "pose_resnet":
+        return _pose_resnet(state, meta or {}, joints, bins)
+    if kind == "refiner":
+        return _refiner(state)
+    if kind == "resnet":
+        layers = resnet_layers(state)
+        note = "holds a backbone alone: give it as MODEL.INIT_FILE; a classifier (fc) in it is ignored"
+        return Needs({"MODEL.EXTRA.NUM_LAYERS": layers} if layers else {}, notes=(note,))
+    return Needs({})
+
+
+def differences(file: Needs, model: Needs) -> str:
+    """The settings of a file that differ from a model's, as words: "KEY value (it is other)"; '' if none does."""
+    differing = [key for key, value in file.settings.items() if key in model.settings and model.settings[key] != value]
+    return ", ".join(f"{key} {_word(file.settings[key])} (it is {_word(model.settings[key])})" for key in differing)
+
+
+def readings(channels: int) -> list[tuple[int, int]]:
+    """Joints and depth bins that so many output channels can mean, the likeliest first; 0 bins = heatmaps.
+
+    Only joint counts of known skeletons are considered; the published pairs come first, then heatmaps, then the rounder bins.
+    """
+    found = [(joints, channels // joints) for joints in _JOINTS if channels % joints == 0 and channels // joints >= _LEAST_BINS]
+    found += [(channels, 0)] if channels in _JOINTS else []
+
+    def unlikely(pair: tuple[int, int]) -> tuple:
+        joints, bins = pair
+        common = joints not in {p[0] for p in PUBLISHED}
+        return pair not in PUBLISHED, bins != 0, bins & (bins - 1) != 0, common, -bins
+
+    return sorted(found, key=unlikely)
+
+
+def _pose_resnet(state: Mapping[str, Tensor], meta: Mapping[str, Any], joints: int | None, bins: int | None) -> Needs:
+    notes = []
+    final = state.get("final_layer.weight")
+    if final is None or final.ndim != 4 or not len(final):
+        return Needs({}, notes=("the output layer (final_layer.weight) is not that of a convolution",))
+    channels = final.shape[0]
+    alternatives: list[tuple[int, int]] = []
+    if "depth_fc.weight" in state:
+        head, count, depth = "heatmap_depth", channels, state["depth_fc.weight"].shape[0] // channels
+    else:
+        pairs = readings(channels) or [(channels, 0)]
+        preferred = [pair for pair in pairs if pair == (joints, bins)] + [pair for pair in pairs if bins and pair[1] == bins]
+        count, depth = (preferred or pairs)[0]
+        alternatives = [pair for pair in pairs if pair != (count, depth)]
+        head = "volume" if depth else "heatmap"
+    settings: dict[str, Any] = {"TASK": "integral"}
+    skeleton = _skeleton(meta, count, head)
+    if skeleton:
+        settings["DATASET.SKELETON"] = skeleton
+    else:
+        notes.append(f"the skeleton of {count} joints is not known: set DATASET.SKELETON (lib/skeleton.py lists them)")
+    if skeleton in (_COCO, _H36M) and "skeleton" not in meta:
+        other = _COCO if skeleton == _H36M else _H36M
+        notes.append(f"17 joints are those of {_H36M} or of {_COCO}: DATASET.SKELETON {other} if it is the other one")
+    settings |= {"MODEL.NAME": "pose3d_resnet", "MODEL.NUM_JOINTS": count, "MODEL.HEAD": head}
+    if depth:
+        settings["MODEL.DEPTH_RES"] = depth
+    size = _size(meta)
+    if size:
+        settings["MODEL.IMAGE_SIZE"] = size
+    else:
+        settings["MODEL.IMAGE_SIZE"] = [256, 256]
+        others = "; Simple Baselines also exist for [192, 256] and [288, 384] (width, height)" if head == "heatmap" else ""
+        notes.append(f"the size of the crop is not in the tensors: MODEL.IMAGE_SIZE [256, 256] is assumed{others}")
+    layers = resnet_layers(state)
+    if layers:
+        settings["MODEL.EXTRA.NUM_LAYERS"] = layers
+    else:
+        notes.append("the depth of the ResNet cannot be told: set MODEL.EXTRA.NUM_LAYERS")
+    indices = sorted(
+        int(match[1]) for key in state if (match := re.fullmatch(r"deconv_layers\.(\d+)\.weight", key)) and state[key].ndim == 4
+    )
+    weights = [state[f"deconv_layers.{i}.weight"] for i in indices]
+    settings |= {
+        "MODEL.EXTRA.NUM_STAGES": resnet_stages(state),
+        "MODEL.EXTRA.NUM_DECONV_LAYERS": len(weights),
+        "MODEL.EXTRA.NUM_DECONV_FILTERS": [w.shape[1] for w in weights],
+        "MODEL.EXTRA.NUM_DECONV_KERNELS": [w.shape[2] for w in weights],
+        "MODEL.EXTRA.FINAL_CONV_KERNEL": final.shape[-1],
+        "MODEL.EXTRA.DECONV_WITH_BIAS": any(f"deconv_layers.{i}.bias" in state for i in indices),
+    }
+    if head == "heatmap":
+        settings["LOSS.FN"] = "HeatmapMSELoss"
+        notes.append("heatmaps are read at their maximum (LOSS.FN HeatmapMSELoss); a soft-argmax network has LOSS.FN L1JointLocationLoss")
+    elif head == "heatmap_depth":
+        settings["TEST.DECODE"] = "quarter"
+        notes.append("heatmaps are read at their maximum (TEST.DECODE quarter); set TEST.DECODE soft for a soft-argmax network")
+    return Needs(settings, tuple(alternatives), tuple(notes))
+
+
+def _refiner(state: Mapping[str, Tensor]) -> Needs:
+    settings: dict[str, Any] = {"TASK": "refine"}
+    joints = state["w1.weight"].shape[1] // 3 + 1 if "w1.weight" in state and state["w1.weight"].ndim == 2 else 16
+    skeleton = _SKELETONS.get((joints, "volume"))
+    settings |= {"DATASET.SKELETON": skeleton} if skeleton else {}
+    settings |= {"MODEL.NAME": "refiner", "MODEL.NUM_JOINTS": joints}
+    if "w1.weight" in state:
+        settings["REFINE.WIDTH"] = state["w1.weight"].shape[0]
+    settings["REFINE.STAGES"] = len({key.split(".")[1] for key in state if key.startswith("linear_stages.")})
+    notes = (
+        "the means and deviations of its training data come in norm.pkl (REFINE.NORM), not in the weights",
+        "the network of the release is assumed; set REFINE.RESIDUAL or REFINE.LEAKY true if it was trained so",
+    )
+    return Needs(settings, notes=notes)
+
+
+def _skeleton(meta: Mapping[str, Any], joints: int, head: str) -> str:
+    told = meta.get("skeleton")
+    if isinstance(told, str) and told in SKELETONS and SKELETONS[told].num == joints:
+        return told
+    return _SKELETONS.get((joints, head), "")
+
+
+def _size(meta: Mapping[str, Any]) -> list[int] | None:
+    """[width, height] from what is stored beside the weights: our image_spec, or a name as 256x256_pose3d_resnet_50_..., which
+    begins with height x width.
+    """
+    spec = meta.get("image_spec")
+    size = spec.get("size") if isinstance(spec, Mapping) else None
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(v) is int for v in size):
+        return list(size)
+    names = meta.get("model")
+    for name in names if isinstance(names, list | tuple) else [names]:
+        match = re.match(r"(\d+)x(\d+)(?:_|$)", name) if isinstance(name, str) else None
+        if match:
+            return [int(match[2]), int(match[1])]
+    return None
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(str(v) for v in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
