@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,54 @@ from lib.dataset.formats.files import new_file
 from lib.dataset.image import ImageSpec
 from lib.engine import checkpoint as ours
 from lib.errors import WeightsError
+from lib.models.temporal import TemporalModel
 from lib.tasks import build
-from lib.weights.adapters import KINDS, Checkpoint, kind_of, resnet_stages
+from lib.weights.adapters import KINDS, Checkpoint, State, kind_of, resnet_stages, strip_prefix
 from lib.weights.digest import sha256
 from lib.weights.load import LoadReport, load_into, write_reference
-from lib.weights.needs import Needs, needs_of
+from lib.weights.needs import LIFTING, Needs, needs_of
+from lib.weights.temporal import causal_of, split, temporal_arguments, to_lifting_state, write_videopose3d
 
 FORMS = ("ours", "reference", "torchvision")
 _PLAIN = (str, int, float, bool)
 _START = {  # of training: not needed any more, and nothing that must be there
     "MODEL.PRETRAINED": "", "MODEL.RESUME": "", "MODEL.INIT_WEIGHTS": False, "MODEL.INIT_FILE": "", "EPIPOLAR.TEACHER": "",
 }  # fmt: skip
+_CAUSAL = "TEMPORAL.CAUSAL"
 
 
 def network_kind(checkpoint: Checkpoint) -> str:
     """The name in KINDS of the network in a file, whoever wrote it."""
     return kind_of(checkpoint.state_dict)
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All weights in a file; those of VideoPose3D's second network have the prefix model_traj."""
+    other = checkpoint.meta.get("model_traj") if network_kind(checkpoint) == "videopose3d" else None
+    other = strip_prefix(other) if isinstance(other, Mapping) else {}
+    return checkpoint.state_dict | {f"model_traj.{key}": value for key, value in other.items() if isinstance(value, Tensor)}
+
+
+def lifting_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """The networks of a file that lifts keypoints, in words by name; {} for other files, and for those whose layers are not complete."""
+    found = needs(checkpoint).settings if network_kind(checkpoint) in LIFTING else {}
+    if not found:
+        return {}
+    widths, features = found["TEMPORAL.WIDTHS"], found["TEMPORAL.FEATURES"]
+    layers = f"{','.join(map(str, widths))}{' dense' if found['TEMPORAL.DENSE'] else ''}"
+    seen = f"sees {prod(widths)} frames (widths {layers}), {found['TEMPORAL.CHANNELS']} channels"
+    facts = {}
+    for name, state in zip(("pose", "trajectory"), split(to_lifting_state(checkpoint)), strict=True):
+        if state:
+            keypoints, joints = state["expand_conv.weight"].shape[1] // features, found["MODEL.NUM_JOINTS"]
+            out = f"{joints} joints, {seen}" if name == "pose" else "the root's place"
+            facts[name] = f"{keypoints} keypoints to {out}, {parameters(state):,} parameters"
+    return facts
+
+
+def parameters(state: Mapping[str, Tensor]) -> int:
+    """Number of values that are trained; those that batch norms count are not."""
+    return sum(v.numel() for k, v in state.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked")))
 
 
 def stored(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -63,8 +97,14 @@ def configuration(checkpoint: Checkpoint, file: str | None = None, overrides: Se
 
     Raises:
         ConfigError: a key or a value is wrong.
+        WeightsError: nobody says whether a lifting network is causal, or the file says otherwise.
     """
-    task = {"TASK": "refine" if network_kind(checkpoint) == "refiner" else "integral"}  # epipolar's student is integral's network
+    kind = network_kind(checkpoint)
+    task = {"TASK": "refine" if kind == "refiner" else "integral"}  # epipolar's student is integral's network
+    if kind in LIFTING:
+        said = config.load(file, overrides)
+        told = None if said.source(_CAUSAL) == "default" else said.TEMPORAL.CAUSAL
+        task = {"TASK": "temporal", "MODEL.NAME": "temporal", _CAUSAL: causal_of(checkpoint, told)}
     changes = {s.key: s.value for s in config.read_arguments(config.SCHEMA, overrides)}
     if file:
         return config.from_dict(config.load(file, overrides).to_dict(), _START | task)
@@ -91,7 +131,7 @@ def to_ours(
         ConfigError: the configuration contradicts itself.
     """
     task = build(cfg)
-    report = load_into(task.model, checkpoint, strict=True)
+    report = load_into(task.model, task.adapted(checkpoint), strict=True)
     extra = dict(norm or checkpoint.meta.get("task_extra") or {})
     if extra:
         task.load_extra_state(extra)
@@ -135,7 +175,38 @@ def reference_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
             f"{checkpoint.source}: has a ResNet of {resnet_stages(state)} stages, but the release knows 4; train with "
             "MODEL.EXTRA.NUM_STAGES 4 for a file that it reads"
         )
-    complete: dict[str, Tensor] = {}
+    return _counted(state)
+
+
+def lifting_states(checkpoint: Checkpoint) -> tuple[State, State | None]:
+    """The pose and the trajectory network (None if there is none) as VideoPose3D names their weights, counters of the batch norms included.
+
+    Raises:
+        WeightsError: no lifting network, or one that lacks tensors.
+    """
+    pose, trajectory = split(to_lifting_state(checkpoint))
+    for state in (pose, trajectory or pose):
+        network = TemporalModel(**temporal_arguments(state, source=checkpoint.source))
+        load_into(network, Checkpoint(kind_of(state), state, source=checkpoint.source), strict=True)
+    return _counted(pose), None if trajectory is None else _counted(trajectory)
+
+
+def trained(checkpoint: Checkpoint) -> tuple[int, float]:
+    """Epochs that a network was trained for (0 = not known), and the learning rate that the file names, else that of the start."""
+    found = plain_meta(checkpoint)
+    origin = checkpoint.meta.get("converted")
+    found |= origin if isinstance(origin, Mapping) else {}  # the file that it was made of knows more
+    count, step, each = (found.get(key) for key in ("epoch", "step", "steps_per_epoch"))
+    if not isinstance(count, int):
+        count = step // each if isinstance(step, int) and isinstance(each, int) and each > 0 else 0
+    start = stored(checkpoint).get("TRAIN")
+    rates = found.get("lr"), start.get("LR") if isinstance(start, Mapping) else None, config.defaults().TRAIN.LR
+    return count, float(next(rate for rate in rates if isinstance(rate, int | float)))
+
+
+def _counted(state: Mapping[str, Tensor]) -> State:
+    """Weights with counters of the batch norms, which old files lack."""
+    complete: State = {}
     for key, value in state.items():
         complete[key] = value
         counter = key.removesuffix("running_var") + "num_batches_tracked"
@@ -172,24 +243,33 @@ def convert(
     if form not in FORMS:
         raise WeightsError(f"form {form!r}: expected one of {', '.join(FORMS)}")
     kind = network_kind(checkpoint)
-    if form == "reference":
-        state = reference_state(checkpoint)
+    write = torch.save
+    if form == "reference" and kind in LIFTING:
+        state, write = lifting_states(checkpoint), partial(_write_lifting, trained(checkpoint))
+        counts = [f"{len(part)} tensors in {name}" for part, name in zip(state, ("model_pos", "model_traj"), strict=True) if part]
+        said = f"as VideoPose3D's --evaluate takes it, {', '.join(counts)}; whether it is causal is not in it"
+    elif form == "reference":
+        state, write = reference_state(checkpoint), write_reference
         said = f"{len(state)} tensors, bare, each key with the prefix module."
     elif form == "torchvision":
         state = torchvision_state(checkpoint)
         said = f"{len(state)} tensors of the backbone, for MODEL.INIT_FILE"
-    elif kind in ("pose_resnet", "refiner"):
+    elif kind in ("pose_resnet", "refiner", *LIFTING):
         state, report = to_ours(checkpoint, configuration(checkpoint, cfg, overrides), norm, color)
         said = f"checkpoint with configuration and skeleton {state['skeleton']}; {report.summary()}"
     else:
         use = f"; {KINDS[kind].use}" if kind in KINDS else ""
-        raise WeightsError(f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet or a refiner{use}")
+        raise WeightsError(f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet, a lifting network or a refiner{use}")
     with new_file(out) as part:
         try:
-            (write_reference if form == "reference" else torch.save)(state, part)
+            write(state, part)
         except RuntimeError as error:  # so torch reports a full disk
             raise OSError(str(error).split("\n")[0]) from error
     return f"{out}: {said}"
+
+
+def _write_lifting(trained: tuple[int, float], states: tuple[State, State | None], path: Path) -> None:
+    write_videopose3d(path, *states, *trained)
 
 
 def named(kind: str) -> str:

@@ -6,12 +6,15 @@ examples:
   python scripts/convert.py convert models/h36m/fully_supervised.pth.tar output/fully_supervised.pth.tar
   python scripts/convert.py convert FILE OUT --cfg experiments/h36m/valid.yaml
   python scripts/convert.py convert output/.../model_best.pth.tar OUT --to reference
+  python scripts/convert.py convert models/videopose3d/pretrained_h36m_cpn.bin output/cpn.pth.tar TEMPORAL.CAUSAL false
 
 --to ours         a checkpoint with configuration, image specification and skeleton: scripts/predict.py and
                   Predictor.from_checkpoint take it as it is, scripts/valid.py as MODEL.RESUME. The configuration is that of --cfg
-                  or of the file itself, else what the tensors need; KEY VALUE at the end changes it.
+                  or of the file itself, else what the tensors need; KEY VALUE at the end changes it. Whether VideoPose3D's
+                  networks are causal is in no tensor: TEMPORAL.CAUSAL must be said.
 --to reference    what EpipolarPose's release reads: bare, each key with the prefix module.; for a refiner its {epoch, ...,
-                  state_dict, optimizer} with norm.pkl beside it
+                  state_dict, optimizer} with norm.pkl beside it; for a network that lifts keypoints what VideoPose3D reads:
+                  {epoch, lr, optimizer, model_pos, model_traj}, the last only if there is one
 --to torchvision  the backbone alone, for MODEL.INIT_FILE
 
 A file is known by its keys, never by its name, and nothing in it is executed. Nothing that exists is overwritten.
@@ -27,6 +30,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `lib` is found from any folder
 
 from lib.errors import ParallaxError, RunError
+
+PARTS = ("deconv_layers", "linear_stages", "model_traj", "pose", "trajectory")  # of tensors' names that hold several layers
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -74,13 +79,12 @@ def inspect(args: argparse.Namespace) -> int:
     from lib.weights.load import read
 
     checkpoint = read(args.file)
-    state, kind = checkpoint.state_dict, forms.network_kind(checkpoint)
-    parameters = sum(v.numel() for k, v in state.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked")))
+    state, kind = forms.tensors(checkpoint), forms.network_kind(checkpoint)
     own = ", a checkpoint of this repository" if checkpoint.kind == "parallax" else ""
-    print(f"{args.file}: {forms.named(kind)}{own}, {len(state)} tensors, {parameters:,} parameters")
+    print(f"{args.file}: {forms.named(kind)}{own}, {len(state)} tensors, {forms.parameters(state):,} parameters")
     print(f"size      {args.file.stat().st_size:,} bytes")
     print(f"sha256    {sha256(args.file)}")
-    print(f"wrapped   {checkpoint.wrapping}")
+    print(f"wrapped   {printable(checkpoint.wrapping)}")
     counted = any(k.endswith("num_batches_tracked") for k in state)
     if any(k.endswith("running_var") for k in state) and not counted:
         print("          without num_batches_tracked, as torch < 0.4.1 wrote it")
@@ -91,7 +95,9 @@ def inspect(args: argparse.Namespace) -> int:
                 told[name] = ", ".join(f"{key} {value}" for key, value in checkpoint.meta[name].items())
     for key, value in told.items():
         print(f"{printable(key):9s} {printable(value)}")
-    others = sorted(set(checkpoint.meta) - set(told))
+    for name, text in forms.lifting_facts(checkpoint).items():
+        print(f"{name:9s} {text}")
+    others = sorted(key for key, value in checkpoint.meta.items() if key not in told and key != "model_traj" and value is not None)
     if others:
         print(f"also      {printable(', '.join(others))}")
     show_needs(checkpoint)
@@ -124,11 +130,23 @@ def next_steps(checkpoint, kind: str, file: Path) -> list[str]:
     """What the file is good for, in commands where there are some."""
     from lib import convert as forms
     from lib.weights.adapters import KINDS
+    from lib.weights.needs import LIFTING
 
     if forms.stored(checkpoint) and kind == "pose_resnet":
         return [
             f"python scripts/predict.py PICTURE --checkpoint {file}",
             f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, on the data of an experiment",
+        ]
+    if kind in LIFTING:
+        judged = f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, with an experiment such as in experiments/video"
+        if forms.stored(checkpoint):
+            film = f"python scripts/predict.py --keypoints FILE --checkpoint {file}    lifts keypoints of a video"
+            return [film, judged, f"python scripts/convert.py convert {file} OUT --to reference    for VideoPose3D itself"]
+        return [
+            f"python scripts/convert.py convert {file} OUT TEMPORAL.CAUSAL false    makes a checkpoint that holds the above, for "
+            "scripts/predict.py --keypoints (true for a causal network)",
+            judged,
+            f"MODEL.PRETRAINED {file}    starts a training from it",
         ]
     if kind == "pose_resnet":
         return [
@@ -159,7 +177,7 @@ def show_keys(state: Mapping, every: bool) -> None:
     groups: dict[str, list] = {}
     for key, value in state.items():
         parts = key.split(".")
-        groups.setdefault(".".join(parts[:2] if parts[0] in ("deconv_layers", "linear_stages") else parts[:1]), []).append((key, value))
+        groups.setdefault(".".join(parts[:2] if parts[0] in PARTS else parts[:1]), []).append((key, value))
     width = max(map(len, groups))
     for name, members in groups.items():
         key, value = next((m for m in members if m[0].endswith("weight")), members[0])
@@ -178,6 +196,7 @@ def convert(args: argparse.Namespace) -> int:
     from lib import convert as forms
     from lib.dataset.formats.files import refuse_existing
     from lib.weights.load import read
+    from lib.weights.needs import LIFTING
 
     if args.file.resolve() == args.out.resolve():
         raise RunError(f"{args.out}: is the file itself; give another name for the new one")
@@ -190,6 +209,8 @@ def convert(args: argparse.Namespace) -> int:
         export(args.file, args.out)
         print(f"{args.out}: refiner as the release writes it; its means and deviations are in {args.out.with_name('norm.pkl')}")
         return 0
+    if args.color and forms.network_kind(checkpoint) in LIFTING:
+        raise RunError(f"--color {args.color}: belongs to networks that see pictures, but {args.file} holds one that lifts keypoints")
     norm = None
     if args.norm and not refiner:
         raise RunError(f"{args.norm}: --norm belongs to a refiner, but {args.file} holds {forms.named(forms.network_kind(checkpoint))}")

@@ -1,6 +1,7 @@
 """Shared fixtures. Synthetic scenes are plain functions in tests/scene.py."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,12 @@ def one_thread_and_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_console(monkeypatch):
+    """Every test starts without the console that a command run by another one has opened."""
+    monkeypatch.setattr(logging.getLogger("parallax"), "handlers", [])
 
 
 @pytest.fixture(scope="session")

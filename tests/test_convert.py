@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from lib import config
 from lib import convert as forms
+from lib.engine import commands
+from lib.errors import WeightsError
+from lib.lifter import Lifter
 from lib.models.pose_resnet import PoseResNet
 from lib.predictor import Predictor
 from lib.tasks.restore import restore
@@ -206,8 +211,8 @@ def test_texts_in_a_file_cannot_steer_the_terminal(tmp_path, capsys):
 
 
 def test_a_configuration_of_somebody_else_is_not_taken_for_ours(tmp_path, capsys):
-    for config in ({"MODEL": {"NAME": "x"}, "GPUS": [0]}, "config.yaml", {"MODEL": 3}):
-        text = inspect({"config": config, "state_dict": shapes(**SMALL)}, tmp_path / "x.pth", capsys)
+    for foreign in ({"MODEL": {"NAME": "x"}, "GPUS": [0]}, "config.yaml", {"MODEL": 3}):
+        text = inspect({"config": foreign, "state_dict": shapes(**SMALL)}, tmp_path / "x.pth", capsys)
         assert "needs, in the YAML of an experiment" in text
     cfg = forms.configuration(read(tmp_path / "x.pth"))
     assert restore(tmp_path / "x.pth", fallback=cfg).model.joints == 17
@@ -303,6 +308,151 @@ def test_a_published_refiner_gets_its_statistics(tmp_path, capsys):
     assert np.array_equal(Statistics.read(back.with_name("norm.pkl"), 45).input_mean, arrays[0])
     assert script.main(["convert", str(weights), str(tmp_path / "bare.pth.tar")]) == 0
     assert "norm.pkl (REFINE.NORM)" in capsys.readouterr().out
+
+
+# --- networks that lift keypoints
+
+
+VIDEO = ROOT / "tests" / "golden" / "videopose3d"
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("name", ["supervised", "semi"])
+def test_inspect_of_a_file_of_videopose3d(name, form, capsys):
+    path, semi = VIDEO / f"checkpoint_{name}_{form}.bin", name == "semi"
+    assert script.main(["inspect", str(path), "--keys"]) == 0
+    text = capsys.readouterr().out
+    tensors, values = (40, "2,726") if semi else (20, "1,579")
+    assert text.startswith(f"{path}: a VideoPose3D network, {tensors} tensors, {values} parameters\n")
+    ignored = "random_state, random_state_semi" if semi else "random_state"
+    for line in (
+        f"wrapped   under the key 'model_pos'; ignored beside it: {ignored}", "epoch     1", "lr        0.00095", "also      optimizer",
+        "pose      17 keypoints to 17 joints, sees 9 frames (widths 3,3), 8 channels, 1,579 parameters", "    WIDTHS: [3, 3]",
+        "    CHANNELS: 8", f"    TRAJECTORY: {str(semi).lower()}",
+    ):  # fmt: skip
+        assert f"\n{line}\n" in text
+    assert ("\ntrajectory 17 keypoints to the root's place, 1,147 parameters\n" in text) is semi
+    assert (["model_traj.shrink.weight", "float32", "[3,", "8,", "1]"] in [line.split() for line in text.splitlines()]) is semi
+    assert "CAUSAL:" not in text and "whether the network is causal cannot be read" in text and "TEMPORAL.LAYOUT coco17 if" in text
+    assert f"convert.py convert {path} OUT TEMPORAL.CAUSAL false" in text and "scripts/valid.py --cfg YAML MODEL.RESUME" in text
+
+
+@pytest.fixture(scope="module")
+def lifters(tmp_path_factory) -> dict[str, Path]:
+    """The published files by name, converted."""
+    folder = tmp_path_factory.mktemp("lifters")
+    for name in ("supervised", "semi"):
+        out = folder / f"{name}.pth.tar"
+        assert script.main(["convert", str(VIDEO / f"checkpoint_{name}_legacy.bin"), str(out), "TEMPORAL.CAUSAL", "false"]) == 0
+    return {name: folder / f"{name}.pth.tar" for name in ("supervised", "semi")}
+
+
+@pytest.mark.parametrize("name", ["supervised", "semi"])
+def test_a_converted_network_lifts_to_the_published_numbers(name, lifters):
+    expected = np.load(VIDEO / f"checkpoint_{name}_expected.npz")
+    lifter = Lifter.from_checkpoint(lifters[name], "cpu")
+    assert lifter.task.cfg.source("TEMPORAL.CAUSAL") != "default" and not lifter.task.model.pose.causal
+    screen = torch.randn(1, 15, 17, 2, generator=torch.Generator().manual_seed(42))
+    with torch.inference_mode():
+        for output, part in zip(lifter.task.model(screen), ("pos", "traj"), strict=True):
+            assert (output is None) == (part not in expected)
+            if output is not None:
+                np.testing.assert_allclose(output, expected[part], rtol=1e-5, atol=1e-5)
+    motion = lifter.lift((screen[0].double().numpy() + 1) * 500, (1000, 1000))
+    np.testing.assert_allclose(motion.X_root[4:-4] / 1000, expected["pos"][0], atol=1e-4)
+    origin = torch.load(lifters[name], weights_only=True)["converted"]
+    assert (origin["kind"], origin["epoch"], origin["lr"]) == ("videopose3d", 1, pytest.approx(0.00095))
+
+
+def test_a_converted_network_is_judged_as_the_published_file(lifters, tmp_path):
+    for name in ("data_3d_h36m", "data_2d_h36m_gt"):
+        shutil.copy(VIDEO / f"tiny_{name}.npz", tmp_path / f"{name}.npz")
+    told = ["TEMPORAL.CHANNELS", "8", "TEMPORAL.WIDTHS", "[3,3]", "TEMPORAL.TRAJECTORY", "true", "WORKERS", "0"]
+    told += ["DATASET.ROOT", str(tmp_path), "OUTPUT_DIR", str(tmp_path / "out"), "DEBUG.FIGURES", "0"]
+    published = VIDEO / "checkpoint_semi_legacy.bin"
+    judged = []
+    for weights in (published, lifters["semi"]):
+        cfg = config.load(ROOT / "experiments/video/h36m/27-gt.yaml", [*told, "MODEL.RESUME", str(weights)])
+        judged.append(commands.validate(cfg)["metrics"])
+    assert judged[0] == judged[1] and judged[0]["mpjpe_mm"] > 0
+    causal = cfg.with_values({"TEMPORAL.CAUSAL": True})
+    with pytest.raises(WeightsError, match="was trained with TEMPORAL.CAUSAL false, but true is asked for"):
+        commands.validate(causal)
+
+
+@pytest.mark.parametrize("name", ["supervised", "semi"])
+def test_lifting_networks_there_and_back_are_equal_to_the_bit(name, lifters, tmp_path, capsys):
+    reference, again, third = (tmp_path / file for file in ("reference.bin", "again.pth.tar", "third.bin"))
+    assert script.main(["convert", str(lifters[name]), str(reference), "--to", "reference"]) == 0
+    told = capsys.readouterr().out
+    assert "20 tensors in model_pos" in told and ("model_traj" in told) is (name == "semi")
+    published, written = read(VIDEO / f"checkpoint_{name}_zip.bin"), torch.load(reference, weights_only=True)
+    assert equal(written["model_pos"], published.state_dict) and list(written["model_pos"]) == list(published.state_dict)
+    assert (written["epoch"], written["lr"], written["optimizer"]) == (1, published.meta["lr"], None)
+    assert ("model_traj" in written) is (name == "semi")  # None would end VideoPose3D's --evaluate
+    if name == "semi":
+        assert equal(written["model_traj"], published.meta["model_traj"])
+    assert script.main(["convert", str(reference), str(again), "TEMPORAL.CAUSAL=false"]) == 0
+    first, second = (torch.load(path, weights_only=True) for path in (lifters[name], again))
+    assert equal(first["model"], second["model"]) and first["config"] == second["config"]
+    assert script.main(["convert", str(VIDEO / f"checkpoint_{name}_zip.bin"), str(third), "--to", "reference"]) == 0
+    assert equal(torch.load(third, weights_only=True)["model_pos"], written["model_pos"])  # without what plain torch.load refuses
+
+
+def test_weights_of_2018_get_their_counters_back(tmp_path):
+    published = read(VIDEO / "checkpoint_supervised_zip.bin")
+    old = {f"module.{key}": value for key, value in published.state_dict.items() if not key.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.bin")
+    assert script.main(["convert", str(tmp_path / "old.bin"), str(tmp_path / "new.bin"), "--to", "reference"]) == 0
+    assert list(torch.load(tmp_path / "new.bin", weights_only=True)["model_pos"]) == list(published.state_dict)
+    assert script.main(["convert", str(tmp_path / "old.bin"), str(tmp_path / "new.tar"), "TEMPORAL.CAUSAL", "true"]) == 0
+    assert restore(tmp_path / "new.tar").model.pose.causal
+
+
+def test_epochs_and_learning_rate_of_a_training_of_ours(lifters):
+    ours = read(lifters["semi"])
+    run = {"step": 600, "steps_per_epoch": 200, "config": {"MODEL": {}, "TRAIN": {"LR": 0.002}}}
+    assert forms.trained(Checkpoint("parallax", ours.state_dict, run)) == (3, 0.002)
+    assert forms.trained(ours) == (1, pytest.approx(0.00095))
+    odd = {"epoch": "x", "lr": [1], "step": "y", "converted": 3, "config": {"TRAIN": 4}}
+    assert forms.trained(Checkpoint("lifting", ours.state_dict, odd)) == (0, config.defaults().TRAIN.LR)
+
+
+def test_what_a_network_of_videopose3d_must_be_told(lifters, tmp_path, capsys):
+    published, out, video = VIDEO / "checkpoint_semi_zip.bin", tmp_path / "new" / "out.pth.tar", ROOT / "experiments" / "video"
+    silent = tmp_path / "silent.yaml"
+    silent.write_text("TASK: temporal\nTEMPORAL: {WIDTHS: [3, 3], CHANNELS: 8, TRAJECTORY: true}\n")
+    for options in ([], ["--cfg", silent], ["TEMPORAL.LAYOUT", "coco17"]):
+        told = refused(["convert", published, out, *options], out, capsys)
+        assert f"{published}: whether the network is causal cannot be read" in told and "TEMPORAL.CAUSAL true or false" in told
+    told = refused(["convert", published, out, "--cfg", video / "h36m/27-gt.yaml"], out, capsys)
+    assert "set TEMPORAL.WIDTHS [3,3] (it is [3,3,3]), TEMPORAL.CHANNELS 8 (it is 1024), TEMPORAL.TRAJECTORY true (it is false)" in told
+    told = refused(["convert", lifters["semi"], out, "TEMPORAL.CAUSAL", "true"], out, capsys)
+    assert "was trained with TEMPORAL.CAUSAL false" in told
+    assert "ResNet of four stages" in refused(["convert", published, out, "--to", "torchvision"], out, capsys)
+    assert "networks that see pictures" in refused(["convert", published, out, "--color", "bgr", "TEMPORAL.CAUSAL=false"], out, capsys)
+    assert "--norm belongs to a refiner" in refused(["convert", published, out, "--norm", silent], out, capsys)
+    for missing in ("layers_conv.0.weight", "layers_conv.1.weight", "layers_bn.1.bias"):
+        broken = {key: value for key, value in read(published).state_dict.items() if key != missing}
+        torch.save(broken, tmp_path / "broken.bin")
+        for options in (["--cfg", silent, "TEMPORAL.CAUSAL", "false", "TEMPORAL.TRAJECTORY", "false"], ["--to", "reference"]):
+            assert missing in refused(["convert", tmp_path / "broken.bin", out, *options], out, capsys)
+        assert (f"note      the layers: {missing} is missing" in inspect(broken, tmp_path / "b.bin", capsys)) is ("conv" in missing)
+    assert not out.parent.exists()
+
+    out = tmp_path / "coco.pth.tar"
+    assert script.main(["convert", str(published), str(out), "TEMPORAL.CAUSAL", "false"]) == 0
+    told = capsys.readouterr().out
+    assert "h36m17 is assumed" in told and "causal" not in told  # what was said was not assumed
+    before = out.read_bytes()
+    for form in ("ours", "reference"):
+        words = ["TEMPORAL.CAUSAL=false"] if form == "ours" else []
+        assert "never overwritten" in refused(["convert", published, out, "--to", form, *words], out, capsys)
+    assert out.read_bytes() == before
+    out = tmp_path / "told.pth.tar"
+    assert script.main(["convert", str(published), str(out), "--cfg", str(silent), "TEMPORAL.CAUSAL=false", "TEMPORAL.LAYOUT=coco17"]) == 0
+    assert "note" not in capsys.readouterr().out
+    assert restore(out).layout == "coco17" and Lifter.from_checkpoint(out, "cpu").layout.name == "coco17"
 
 
 # --- what is refused

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -338,11 +339,27 @@ def test_paths_are_those_of_one_file_each():
     assert len(set(paths)) == len(paths) and all(".." not in p and not p.startswith("/") for p in paths)
 
 
-@pytest.mark.parametrize("entry", [e for e in CATALOGUE.values() if e.url], ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", [e for e in CATALOGUE.values() if "download.pytorch.org" in e.url], ids=lambda e: e.name)
 def test_links_are_those_that_torchvision_declares(entry):
     declared = [weights.url for weights in get_model_weights(entry.name)]
     assert entry.url in declared and entry.url.endswith(f"/{entry.path}")
     assert len(entry.hash_prefix) == 8 and f"-{entry.hash_prefix}.pth" in entry.path
+
+
+def test_links_of_lifting_networks_are_those_of_their_readme():
+    entries = [entry for entry in CATALOGUE.values() if entry.path.startswith("videopose3d/")]
+    assert [entry.name for entry in entries] == [
+        "pretrained_h36m_cpn", "pretrained_h36m_detectron_coco", "pretrained_humaneva15_detectron"
+    ]  # fmt: skip
+    for entry in entries:
+        assert entry.path == f"videopose3d/{entry.name}.bin"
+        assert entry.url == f"https://dl.fbaipublicfiles.com/video-pose-3d/{entry.name}.bin" and not entry.hash_prefix
+        words = entry.config.split()
+        cfg = config.load(ROOT / words[0], words[1:])
+        frames = 27 if "humaneva" in entry.name else 243
+        assert cfg.TASK == "temporal" and prod(cfg.TEMPORAL.WIDTHS) == frames and f"{frames} frames" in entry.text
+        assert cfg.source("TEMPORAL.CAUSAL") != "default" and not cfg.TEMPORAL.CAUSAL  # as published, and said
+        assert cfg.TEMPORAL.LAYOUT == ("" if "cpn" in entry.name else "coco17") and cfg.TEST.FLIP_TEST
 
 
 def test_detectors_can_be_fetched_where_they_are_looked_for():

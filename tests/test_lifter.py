@@ -288,7 +288,7 @@ def test_lift_is_the_task_on_the_whole_clip(weights):
 def test_a_published_file_lifts_to_the_published_numbers():
     facts, expected = golden_json("videopose3d", "checkpoint_semi"), golden("videopose3d", "checkpoint_semi_expected")
     values = {"TEMPORAL.CHANNELS": facts["channels"], "TEMPORAL.WIDTHS": facts["filter_widths"], "TEMPORAL.TRAJECTORY": "true"}
-    cfg = defaults().with_values(values | {"TASK": "temporal", "MODEL.NAME": "temporal", "TEST.FLIP_TEST": False})
+    cfg = defaults().with_values(values | {"TASK": "temporal", "MODEL.NAME": "temporal", "TEST.FLIP_TEST": False, "TEMPORAL.CAUSAL": False})
     lifter = Lifter.from_checkpoint(GOLDEN / "videopose3d/checkpoint_semi_zip.bin", "cpu", cfg)
     screen = torch.randn(1, 15, 17, 2, generator=torch.Generator().manual_seed(42))[0].double().numpy()
     found = lifter.lift((screen + 1) * 500, SIZE)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -15,10 +16,13 @@ from torch import nn
 
 from lib.errors import WeightsError
 from lib.models.pose_resnet import PoseResNet
+from lib.models.temporal import TemporalModel
 from lib.weights import imagenet
-from lib.weights.adapters import kind_of, resnet_layers
+from lib.weights.adapters import Checkpoint, kind_of, resnet_layers
 from lib.weights.imagenet import imagenet_state
 from lib.weights.load import initialise, load_into, read, write_reference
+from lib.weights.needs import needs_of
+from lib.weights.temporal import CAUSAL_NOTE
 from lib.weights.unpickle import load_file
 
 
@@ -94,6 +98,7 @@ KEYS = {
     "resnet": ["conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight"],
     "refiner": ["linear_stages.0.w1.weight", "w1.weight", "w2.weight", "batch_norm1.weight"],
     "videopose3d": ["expand_conv.weight", "layers_conv.0.weight", "shrink.weight"],
+    "lifting": ["pose.expand_conv.weight", "pose.layers_conv.0.weight", "pose.shrink.weight", "trajectory.expand_conv.weight"],
     "voxelpose": ["backbone.conv1.weight", "root_net.v2v_net.a", "pose_net.v2v_net.a"],
     "selfpose3d": ["backbone.conv1.weight", "attn.backbone.conv1.weight", "pose_net.a", "root_net.a"],
     "fusion": ["conv1.weight", "layer4.0.conv1.weight", "deconv_layers.0.weight", "hm.weight", "depth.weight"],
@@ -115,6 +120,8 @@ def test_kinds_are_recognised_by_keys_and_refused_where_they_do_not_fit(kind, tm
     if kind == "refiner":
         assert "looks like a refiner checkpoint (keys 'w1', 'linear_stages.0')" in str(error.value)
         assert "refiner/main.py" in str(error.value)
+    if kind in ("videopose3d", "lifting"):
+        assert "unknown" not in str(error.value) and "use it with TASK temporal" in str(error.value)
 
 
 def test_depth_of_a_trunk_is_read_from_its_keys():
@@ -333,6 +340,66 @@ def test_strict_loading_lists_what_is_missing_and_what_is_left_over():
         load_into(network(), state, strict=True)
     report = load_into(network(), state)
     assert report.missing == ("layer1.0.bn1.weight",) and report.unexpected == ("stranger",)
+
+
+class Lifting(nn.Module):
+    """Networks as tasks of lifting hold them."""
+
+    def __init__(self, trajectory: bool = False, **arguments):
+        super().__init__()
+        arguments = {"joints_in": 17, "features": 2, "joints_out": 17, "widths": (3, 3), "channels": 8} | arguments
+        self.pose = TemporalModel(**arguments)
+        self.trajectory = TemporalModel(**arguments | {"joints_out": 1}) if trajectory else None
+
+
+LIFTING = {  # the network of the file, that of the model, what the message tells to set
+    "widths": ({"widths": (3, 3, 3)}, {}, "TEMPORAL.WIDTHS [3,3,3] (it is [3,3])"),
+    "channels": ({"channels": 16}, {}, "TEMPORAL.CHANNELS 16 (it is 8)"),
+    "dense": ({"dense": True}, {}, "TEMPORAL.DENSE true (it is false)"),
+    "scores": ({"features": 3}, {}, "TEMPORAL.FEATURES 3 (it is 2)"),
+    "trajectory": ({"trajectory": True}, {}, "TEMPORAL.TRAJECTORY true (it is false)"),
+    "no trajectory": ({}, {"trajectory": True}, "TEMPORAL.TRAJECTORY false (it is true)"),
+    "poses": ({"joints_out": 15}, {}, "DATASET.SKELETON humaneva15 (it is h36m17), MODEL.NUM_JOINTS 15 (it is 17)"),
+    "keypoints": ({"joints_in": 16}, {}, "TEMPORAL.LAYOUT mpii16 (it is h36m17)"),
+    "all": ({"widths": (3, 5), "channels": 16, "trajectory": True, "joints_out": 15}, {},
+            "DATASET.SKELETON humaneva15 (it is h36m17), MODEL.NUM_JOINTS 15 (it is 17), TEMPORAL.WIDTHS [3,5] (it is [3,3]), "
+            "TEMPORAL.CHANNELS 16 (it is 8), TEMPORAL.TRAJECTORY true (it is false)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(LIFTING))
+def test_a_lifting_network_that_does_not_fit_names_the_keys(case):
+    file, model, keys = LIFTING[case]
+    checkpoint = Checkpoint("lifting", Lifting(**file).state_dict(), source="lifter.pth")
+    target = Lifting(**model)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(WeightsError) as error:
+        load_into(target, checkpoint, strict=True)
+    told = str(error.value)
+    assert told.startswith("lifter.pth looks like a lifting network checkpoint (keys 'pose.expand_conv'")
+    assert re.search(r"; set (.*?\))(?: \(scripts|$)", told)[1] == keys and len(told) < 750
+    assert equal(before, target.state_dict())
+
+
+def test_a_lifting_network_says_what_its_tensors_do():
+    def told(meta: dict | None = None, **arguments):
+        return needs_of(Lifting(**arguments).state_dict(), meta)
+
+    plain = told()
+    assert plain.settings["TEMPORAL.LAYOUT"] == plain.settings["DATASET.SKELETON"] == "h36m17"
+    assert plain.settings["TEMPORAL.TRAJECTORY"] is False and "TEMPORAL.CAUSAL" not in plain.settings
+    assert "TEMPORAL.LAYOUT coco17" in plain.notes[0] and plain.notes[1] == CAUSAL_NOTE
+    humaneva = told(joints_out=15)
+    assert (humaneva.settings["DATASET.SKELETON"], humaneva.settings["TEMPORAL.LAYOUT"]) == ("humaneva15", "coco17")
+    assert told(joints_in=15, joints_out=15).notes == (CAUSAL_NOTE,)  # nothing else is assumed
+    odd = told(joints_in=23, joints_out=23)
+    assert not {"DATASET.SKELETON", "TEMPORAL.LAYOUT"} & set(odd.settings) and "23 joints is not known" in odd.notes[0]
+    meta = {"skeleton": "h36m17", "config": {"TEMPORAL": {"CAUSAL": True, "LAYOUT": "mpii16"}}}
+    ours = told(meta, joints_in=16, features=3)  # 48 numbers: without the layout, 24 joints of two
+    assert ours.settings["TEMPORAL.CAUSAL"] is True and ours.settings["TEMPORAL.FEATURES"] == 3 and ours.notes == ()
+    assert ours.settings["TEMPORAL.LAYOUT"] == "mpii16"
+    broken = {key: value for key, value in Lifting().state_dict().items() if "layers_conv.0" not in key}
+    assert needs_of(broken).settings == {} and "layers_conv.0.weight is missing" in needs_of(broken).notes[0]
 
 
 def test_another_depth_of_the_trunk_is_an_error():

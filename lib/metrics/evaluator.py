@@ -121,6 +121,8 @@ class PoseEvaluator(RowEvaluator):
         ConfigError: unknown joint set or variant, the skeleton lacks a joint of the set, or the clusters are of another one.
     """
 
+    further: tuple[str, ...] = ()  # columns that a subclass keeps for itself
+
     def __init__(
         self,
         skeleton: Skeleton | str,
@@ -175,7 +177,7 @@ class PoseEvaluator(RowEvaluator):
         rows = self._sorted_rows()
         count = len(rows["id"])
         starts = range(0, count, pose.CHUNK)
-        judged = {key: rows[key] for key in ("id", "pred", "gt", "valid")}  # subclasses may keep more
+        judged = {key: row for key, row in rows.items() if key not in self.further}
         chunks = [self._values(**{key: row[i : i + pose.CHUNK] for key, row in judged.items()}) for i in starts]
         values = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
         tables = {key: values.pop(key) for key in ("joint_mm", "joint_pa_mm")}

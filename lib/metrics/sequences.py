@@ -34,6 +34,8 @@ class SequenceEvaluator(PoseEvaluator):
         groups: (S,) names under which the tables list the tracks: an action, or "subject/action".
     """
 
+    further = ("root", "reprojection")
+
     def __init__(
         self,
         skeleton: Skeleton | str,
@@ -52,7 +54,7 @@ class SequenceEvaluator(PoseEvaluator):
     def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
         """As PoseEvaluator; pred may hold root (B,3) mm, the predicted place of the root joint, and reprojection (B,)."""
         super().update(pred, batch)
-        self._rows[-1] |= {name: pred[name].detach().cpu().float() for name in ("root", "reprojection") if name in pred}
+        self._rows[-1] |= {name: pred[name].detach().cpu().float() for name in self.further if name in pred}
 
     def compute(self) -> Report:
         """All numbers over all rows."""

@@ -67,7 +67,13 @@ KINDS: dict[str, Kind] = {
         "run refiner/main.py, or set MODEL.PRETRAINED to an image model",
     ),
     "videopose3d": Kind(
-        _has("expand_conv", "layers_conv."), "VideoPose3D", ("expand_conv", "layers_conv"), "use it with TASK temporal"
+        _has("expand_conv.", "shrink."), "VideoPose3D network", ("expand_conv", "layers_conv"),
+        "it lifts keypoints of videos: use it with TASK temporal, or make a checkpoint for scripts/predict.py --keypoints of it with "
+        "scripts/convert.py convert",
+    ),
+    "lifting": Kind(
+        _has("pose.expand_conv.", "pose.shrink."), "lifting network", ("pose.expand_conv", "trajectory.expand_conv"),
+        "it lifts keypoints of videos: use it with TASK temporal, or give it to scripts/predict.py --keypoints as --checkpoint",
     ),
     "fusion": Kind(
         _has("deconv_layers.", "hm.", "depth."), "2D+3D fusion (hg-3d)", ("hm.", "depth."), "use it with TASK fusion"

@@ -1,7 +1,7 @@
 """Published weights by name: where they are, where they belong, what they need, and what was said of them.
 
-Scores are quotations of those who published the weights (the README of EpipolarPose); nothing here was measured. A file without a
-direct link is behind a page that wants a browser.
+Scores are quotations of those who published the weights (the READMEs of EpipolarPose and VideoPose3D); nothing here was measured. A
+file without a direct link is behind a page that wants a browser.
 """
 
 import re
@@ -12,8 +12,11 @@ from lib.registry import nearest
 
 _EPIPOLAR = "https://github.com/mkocabas/EpipolarPose"
 _SIMPLE = "https://github.com/microsoft/human-pose-estimation.pytorch"
+_VIDEO = "https://github.com/facebookresearch/VideoPose3D"
+_VIDEO_FILES = "https://dl.fbaipublicfiles.com/video-pose-3d/"
 _TORCH = "https://download.pytorch.org/models/"
-_RESEARCH = "terms on the project page; Human3.6M allows research only"
+_H36M_TERMS = "Human3.6M allows research only"
+_RESEARCH = f"terms on the project page; {_H36M_TERMS}"
 _MPII = "terms on the project page; MPII allows research only"
 
 
@@ -58,6 +61,12 @@ def _simple(name: str, path: str, text: str, size: str, skeleton: str) -> Entry:
     return Entry(name, path, f"Simple Baselines, ResNet-50, {text}", use, "", skeleton, "MIT (code); terms of the data set", page=_SIMPLE)
 
 
+def _video(name: str, text: str, score: str, experiment: str, skeleton: str, terms: str) -> Entry:
+    path = f"videopose3d/{name}.bin"
+    use = f"experiments/video/{experiment}.yaml {_RESUME}/{path}"
+    return Entry(name, path, f"VideoPose3D, {text}", use, score, skeleton, f"CC BY-NC 4.0; {terms}", f"{_VIDEO_FILES}{name}.bin", _VIDEO)
+
+
 def _torchvision(name: str, file: str, text: str, config: str, skeleton: str = "") -> Entry:
     text = f"torchvision's {text}"
     return Entry(name, file, text, config, "", skeleton, "BSD-3-Clause (code); terms of the data set", _TORCH + file)
@@ -95,6 +104,11 @@ CATALOGUE: dict[str, Entry] = {
                 " MODEL.IMAGE_SIZE [192,256]", "coco17"),
         _simple("simple_coco_r50_384x288", "pose_coco/pose_resnet_50_384x288.pth.tar", "COCO, 384x288 (height x width)",
                 " MODEL.IMAGE_SIZE [288,384]", "coco17"),
+        _video("pretrained_h36m_cpn", "243 frames, keypoints of CPN", "MPJPE 46.8 mm", "h36m/243-cpn", "h36m17", _H36M_TERMS),
+        _video("pretrained_h36m_detectron_coco", "243 frames, COCO keypoints of Mask R-CNN, for videos in the wild", "",
+               "h36m/243-detectron-coco", "h36m17", _H36M_TERMS),
+        _video("pretrained_humaneva15_detectron", "27 frames, HumanEva-I, COCO keypoints of Mask R-CNN", "",
+               "humaneva/27-detectron", "humaneva15", "terms of HumanEva"),
         *(
             _torchvision(f"resnet{layers}", f"resnet{layers}-{digits}.pth", f"ResNet-{layers}, ImageNet",
                          f"MODEL.INIT_FILE models/resnet{layers}-{digits}.pth {_LAYERS} {layers}")

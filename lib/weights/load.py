@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import WeightsError
-from lib.weights.adapters import Checkpoint, State, describe, resnet_layers, strip_prefix, unwrap
+from lib.weights.adapters import Checkpoint, State, describe, kind_of, resnet_layers, strip_prefix, unwrap
 from lib.weights.imagenet import imagenet_state
 from lib.weights.needs import differences, needs_of
 from lib.weights.unpickle import Inert, load_file
@@ -54,7 +54,9 @@ def read(path: str | Path) -> Checkpoint:
     checkpoint = unwrap(value, str(path))
     if foreign:  # a placeholder says nothing
         plain = {key: value for key, value in checkpoint.meta.items() if not isinstance(value, Inert)}
-        checkpoint = replace(checkpoint, meta=plain)
+        ignored = ", ".join(key for key in checkpoint.meta if key not in plain)
+        wrapping = f"{checkpoint.wrapping}; ignored beside it: {ignored}" if ignored else checkpoint.wrapping
+        checkpoint = replace(checkpoint, meta=plain, wrapping=wrapping)
     return checkpoint
 
 
@@ -153,8 +155,13 @@ def _check(
 ) -> None:
     looks, use = describe(found)
     name = type(model).__name__
+    like = {"joints": getattr(model, "joints", None), "bins": getattr(model, "depth_bins", None)}
+    same = kind_of(found) == kind_of(target)
+    differing = differences(needs_of(found, **like), needs_of(target, **like)) if same else ""
     if not counted.intersection(report.loaded):
-        raise WeightsError(f"{source} {looks}, but no tensor of it fits the model ({name}); {use}")
+        raise WeightsError(
+            f"{source} {looks}, but no tensor of it fits the model ({name}); {f'set {differing}' if differing else use}"
+        )
     file_layers, model_layers = resnet_layers(found), resnet_layers(target)
     if file_layers and model_layers and file_layers != model_layers:
         raise WeightsError(
@@ -164,7 +171,7 @@ def _check(
     if not strict:
         return
     problems = [
-        f"{len(keys)} {text} ({_some(keys)})"
+        f"{len(keys)} {text} ({_some(keys, 1 if differing else 4)})"
         for text, keys in (
             ("of another shape", report.skipped_shape),
             ("missing", report.missing),
@@ -173,8 +180,6 @@ def _check(
         if keys
     ]
     if problems:
-        like = {"joints": getattr(model, "joints", None), "bins": getattr(model, "depth_bins", None)}
-        differing = differences(needs_of(found, **like), needs_of(target, **like))
         advice = f"set {differing}" if differing else "set the MODEL section to what it was trained with"
         raise WeightsError(
             f"{source} {looks}, but does not fit the model ({name}) exactly: {'; '.join(problems)}; {advice} "

@@ -8,13 +8,19 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from lib.errors import WeightsError
 from lib.skeleton import SKELETONS
-from lib.weights.adapters import kind_of, resnet_layers, resnet_stages
+from lib.weights.adapters import Checkpoint, kind_of, resnet_layers, resnet_stages
+from lib.weights.temporal import CAUSAL_NOTE, recorded, temporal_arguments, temporal_needs, to_lifting_state
 
 PUBLISHED = ((17, 64), (16, 64))  # joints and depth bins of the published volumes
 _JOINTS = sorted({skeleton.num for skeleton in SKELETONS.values()})
 _LEAST_BINS = 4  # fewer depth bins are no volume
 _MPII, _H36M, _COCO = "mpii16", "h36m17", "coco17"
+_LAYOUT = "TEMPORAL.LAYOUT"
+LIFTING = ("videopose3d", "lifting")  # kinds of networks that lift keypoints
+_LIFTED = {17: _H36M, 15: "humaneva15", 20: "humaneva20"}  # joints of lifted poses -> skeleton
+_LAYOUTS = {16: _MPII, 17: _COCO, 15: "humaneva15", 20: "humaneva20"}  # joints of keypoints -> skeleton, where the poses have others
 # joints and head -> skeleton; seventeen 2D heatmaps are COCO's, seventeen joints with depth Human3.6M's
 _SKELETONS = {
     (16, "volume"): _MPII, (16, "heatmap"): _MPII, (16, "heatmap_depth"): _MPII,
@@ -69,6 +75,8 @@ def needs_of(
         return _pose_resnet(state, meta or {}, joints, bins)
     if kind == "refiner":
         return _refiner(state)
+    if kind in LIFTING:
+        return _lifting(state, meta or {})
     if kind == "resnet":
         layers = resnet_layers(state)
         note = "holds a backbone alone: give it as MODEL.INIT_FILE; a classifier (fc) in it is ignored"
@@ -79,6 +87,9 @@ def needs_of(
 def differences(file: Needs, model: Needs) -> str:
     """The settings of a file that differ from a model's, as words: "KEY value (it is other)"; '' if none does."""
     differing = [key for key, value in file.settings.items() if key in model.settings and model.settings[key] != value]
+    layouts = [SKELETONS[needs.settings[_LAYOUT]].num for needs in (file, model) if _LAYOUT in needs.settings]
+    if len(set(layouts)) == 1:  # both are guesses from the same number of keypoints
+        differing = [key for key in differing if key != _LAYOUT]
     return ", ".join(f"{key} {_word(file.settings[key])} (it is {_word(model.settings[key])})" for key in differing)
 
 
@@ -172,6 +183,43 @@ def _refiner(state: Mapping[str, Tensor]) -> Needs:
         "the network of the release is assumed; set REFINE.RESIDUAL or REFINE.LEAKY true if it was trained so",
     )
     return Needs(settings, notes=notes)
+
+
+def _lifting(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Needs:
+    source = "the layers"  # whatever file they came from
+    try:
+        state = to_lifting_state(Checkpoint(kind_of(state), dict(state), dict(meta), source))
+        skeleton = meta.get("skeleton")
+        layout = recorded(meta, "LAYOUT") or skeleton
+        layout = layout if isinstance(layout, str) and layout in SKELETONS else ""
+        joints_in = temporal_arguments(state, SKELETONS[layout].num if layout else None, source)["joints_in"]
+        found = temporal_needs(state, source, joints_in)
+    except WeightsError as error:
+        return Needs({}, notes=(str(error),))
+    notes, joints = [], found["MODEL.NUM_JOINTS"]
+    if not (isinstance(skeleton, str) and skeleton in SKELETONS and SKELETONS[skeleton].num == joints):
+        skeleton = _LIFTED.get(joints, "")
+    settings = {"TASK": found.pop("TASK")} | ({"DATASET.SKELETON": skeleton} if skeleton else {}) | found
+    if not skeleton:
+        notes.append(f"the skeleton of {joints} joints is not known: set DATASET.SKELETON (lib/skeleton.py lists them)")
+    if not layout:
+        layout = skeleton if joints_in == joints else _LAYOUTS.get(joints_in, "")
+        if not layout:
+            notes.append(f"the skeleton of {joints_in} keypoints is not known: set {_LAYOUT} (lib/skeleton.py lists them)")
+        elif joints_in == 17:
+            other = _COCO if layout == _H36M else _H36M
+            notes.append(
+                f"17 keypoints are those of {_H36M} or of {_COCO}, {layout} is assumed, and the wrong one gives wrong poses without any "
+                f"error: {_LAYOUT} {other} if it is the other one"
+            )
+    if layout:
+        settings[_LAYOUT] = layout
+    causal = recorded(meta, "CAUSAL")
+    if isinstance(causal, bool):
+        settings["TEMPORAL.CAUSAL"] = causal
+    else:
+        notes.append(CAUSAL_NOTE)
+    return Needs(settings, notes=tuple(notes))
 
 
 def _skeleton(meta: Mapping[str, Any], joints: int, head: str) -> str:

@@ -90,16 +90,17 @@ def temporal_arguments(state: Mapping[str, Tensor], joints_in: int | None = None
     }  # fmt: skip
 
 
-def temporal_needs(state: Mapping[str, Tensor], source: str = "state dict") -> dict[str, Any]:
+def temporal_needs(state: Mapping[str, Tensor], source: str = "state dict", joints_in: int | None = None) -> dict[str, Any]:
     """Configuration keys and their values that weights need; TEMPORAL.CAUSAL is not among them, see CAUSAL_NOTE.
 
     Args:
         state: of one network in VideoPose3D's names, or of both as `to_lifting_state` gives them.
+        joints_in: see `temporal_arguments`.
 
     Raises:
         WeightsError: as `temporal_arguments`.
     """
-    arguments = temporal_arguments(state, source=source)
+    arguments = temporal_arguments(state, joints_in, source)
     pose, trajectory = split(state)
     settings = {
         "TASK": "temporal",
@@ -113,6 +114,13 @@ def temporal_needs(state: Mapping[str, Tensor], source: str = "state dict") -> d
     return settings | ({"TEMPORAL.TRAJECTORY": trajectory is not None} if pose else {})
 
 
+def recorded(meta: Mapping[str, Any], key: str) -> Any:
+    """What the configuration among the other values of a checkpoint says of a key of TEMPORAL; None = nothing."""
+    config = meta.get("config")
+    section = config.get("TEMPORAL") if isinstance(config, Mapping) else None
+    return section.get(key) if isinstance(section, Mapping) else None
+
+
 def causal_of(checkpoint: Checkpoint, told: bool | None = None) -> bool:
     """Whether the networks of a checkpoint are causal: as its file says, else as the caller does.
 
@@ -121,19 +129,17 @@ def causal_of(checkpoint: Checkpoint, told: bool | None = None) -> bool:
     Raises:
         WeightsError: nobody says it, or the two disagree.
     """
-    config = checkpoint.meta.get("config")
-    section = config.get("TEMPORAL") if isinstance(config, Mapping) else None
-    recorded = section.get("CAUSAL") if isinstance(section, Mapping) else None
-    if not isinstance(recorded, bool):
+    trained = recorded(checkpoint.meta, "CAUSAL")
+    if not isinstance(trained, bool):
         if told is None:
             raise WeightsError(f"{checkpoint.source}: {CAUSAL_NOTE}")
         return told
-    if told is not None and told != recorded:
+    if told is not None and told != trained:
         raise WeightsError(
-            f"{checkpoint.source}: was trained with TEMPORAL.CAUSAL {str(recorded).lower()}, but {str(told).lower()} is asked for; the "
-            f"weights would load and give wrong poses; set TEMPORAL.CAUSAL {str(recorded).lower()}"
+            f"{checkpoint.source}: was trained with TEMPORAL.CAUSAL {str(trained).lower()}, but {str(told).lower()} is asked for; the "
+            f"weights would load and give wrong poses; set TEMPORAL.CAUSAL {str(trained).lower()}"
         )
-    return recorded
+    return trained
 
 
 def write_videopose3d(
@@ -174,13 +180,12 @@ def _on_host(state: Mapping[str, Tensor]) -> State:
 
 def _filters(state: Mapping[str, Tensor], source: str) -> list[Tensor]:
     """Weights of the layers with a width: the first one, and the wide one of each block."""
-    pattern = "layers_conv.{}.weight"
-    blocks = len([key for key in state if key.startswith("layers_conv.") and key.endswith(".weight")]) // 2
-    names = ["expand_conv.weight", *(pattern.format(2 * i) for i in range(blocks))]
+    count = len([key for key in state if key.startswith("layers_conv.") and key.endswith(".weight")])
+    names = ["expand_conv.weight", *(f"layers_conv.{i}.weight" for i in range(count + count % 2))]
     missing = [name for name in (*names, "shrink.weight") if name not in state or state[name].ndim != 3]
     if missing:
         raise WeightsError(f"{source}: {missing[0]} is missing or no filter bank, expected (channels, channels, frames); {_AGAIN}")
-    return [state[name] for name in names]
+    return [state[name] for name in names[:1] + names[1::2]]
 
 
 def _inputs(count: int, joints: int | None, source: str) -> tuple[int, int]:
