@@ -113,6 +113,26 @@ def test_a_subset_is_the_published_piece(case):
     assert np.array_equal(kept.keypoints[: kept.lengths[0]], table.keypoints[case["start"] :: case["downsample"]][: kept.lengths[0]])
 
 
+def test_a_share_of_the_recordings_keeps_whole_ones_before_all_cameras():
+    one = concat([tracks((5, 6, 7, 8), seed) for seed in range(10)])
+    name = np.array([f"Walking {k // 2 % 10}" for k in range(40)])
+    subject, view = np.repeat(["S1", "S5"], 20), np.arange(40, dtype=np.int32) % 2
+    table = dataclasses.replace(one, subject=subject, action=name, view=view)
+    kept = table.recordings(0.3)
+    for subject in ("S1", "S5"):
+        mine = kept.subject == subject
+        assert len(set(kept.action[mine])) == 3 and mine.sum() == 6 and set(kept.view[mine]) == {0, 1}
+    assert set(kept.action[kept.subject == "S1"]) != set(kept.action[kept.subject == "S5"])
+    mixed = table.select(np.random.default_rng(0).permutation(40)).recordings(0.3)  # names decide, not places
+    assert set(zip(mixed.subject, mixed.action, strict=True)) == set(zip(kept.subject, kept.action, strict=True))
+    for s in range(len(kept)):
+        source = np.flatnonzero((table.subject == kept.subject[s]) & (table.action == kept.action[s]) & (table.view == kept.view[s]))[0]
+        assert np.array_equal(kept.select([s]).keypoints, table.select([source]).keypoints)
+    assert len(set(table.recordings(0.01).action)) <= 2 and len(table.recordings(1.0)) == 40
+    with pytest.raises(DataError, match="a subset of 0"):
+        table.recordings(0.0)
+
+
 # ------------------------------------------------------------------------------------- screen coordinates
 
 

@@ -104,6 +104,17 @@ class Tracks:
         kept = self._rows(np.arange(len(self)), pieces)
         return dataclasses.replace(kept, fps=self.fps / step)
 
+    def recordings(self, share: float) -> Tracks:
+        """A share of each subject's recordings, at least one, before all cameras; which ones depends on their names alone."""
+        if not 0 < share <= 1:
+            raise DataError(f"tracks: a subset of {share}, expected a share above 0 and up to 1")
+        kept = set()
+        for subject in np.unique(self.subject).tolist():
+            names = np.unique(self.action[self.subject == subject]).tolist()
+            names.sort(key=lambda name: hashlib.sha256(f"{subject} {name}".encode()).digest())
+            kept |= {(subject, name) for name in names[: max(1, round(share * len(names)))]}
+        return self.select(np.array([key in kept for key in zip(self.subject.tolist(), self.action.tolist(), strict=True)], bool))
+
     def protocol(self, subjects: Sequence[str] = (), actions: Sequence[str] = (), views: Sequence[int] = ()) -> Tracks:
         """The tracks of some subjects (in the given order), actions and views; empty = all.
 

@@ -158,7 +158,11 @@ class TemporalTask(Task):
     def train_data(self) -> dict[str, Dataset]:
         cfg, t = self.cfg, self.cfg.TEMPORAL
         labeled = self.tracks(cfg.DATASET.TRAIN_SET, cfg.DATASET.SUBJECTS, t.ACTIONS)
-        labeled = labeled.select(labeled.has_3d).subset(t.SUBSET, cfg.DATASET.TRAIN_FRAME)
+        labeled = labeled.select(labeled.has_3d)
+        if t.SUBSET_OF == "recordings":
+            labeled = labeled.recordings(t.SUBSET).thinned(cfg.DATASET.TRAIN_FRAME)
+        else:
+            labeled = labeled.subset(t.SUBSET, cfg.DATASET.TRAIN_FRAME)
         self.fps = labeled.fps
         if labeled.has_intrinsics.all():
             self.screen_focal = float(screen_cameras(labeled.observing()).K[:, 0, 0].mean())
