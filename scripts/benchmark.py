@@ -8,6 +8,8 @@
     python scripts/benchmark.py loader                            # training samples/s of one worker, with and without crop cache
     python scripts/benchmark.py temporal                          # VideoPose3D: training steps, batches, long sequences
     python scripts/benchmark.py temporal --batch 64 --rounds 3           # quicker
+    python scripts/benchmark.py voxel                             # VoxelPose: volumes of heatmaps, 3D networks, frames (minutes)
+    python scripts/benchmark.py voxel --networks 0                       # the volumes only
 
 All contestants run in one process (loader: each in its own), interleaved (A B C A B C ...), on one thread; what they
 compute is compared first. Numbers are medians over the rounds of processor time (wall time on other devices than the CPU). Compare
@@ -31,16 +33,25 @@ COMMANDS = {
     "loader": "scripts.benchmarks.loader:run",
     "metrics": "scripts.benchmarks.metrics:run",
     "temporal": "scripts.benchmarks.temporal:run",
+    "voxel": "scripts.benchmarks.voxel:run",
 }
 SUMMARY = {
     "geometry": "triangulation beside OpenCV, batched SVD and per-point loops",
     "loader": "training samples from whole frames and from the crop cache, beside the usual order of steps",
     "metrics": "evaluation of 3D poses beside loops over poses and a batched SVD",
     "temporal": "training step, batches and evaluation of a lifting network beside plain convolutions and a loop over windows",
+    "voxel": "heatmaps in volumes, 3D networks and whole frames of VoxelPose beside one person and one view at a time",
 }
-SIZES = {"geometry": ("points", 100_000), "loader": ("samples", 1000), "metrics": ("poses", 10_000), "temporal": ("frames", 2000)}
+SIZES = {
+    "geometry": ("points", 100_000),
+    "loader": ("samples", 1000),
+    "metrics": ("poses", 10_000),
+    "temporal": ("frames", 2000),
+    "voxel": ("voxels", 64**3),
+}
 OPTIONS = {  # of one command: name -> default, what it is
     "temporal": {"batch": (256, "windows of a training step"), "channels": (1024, "channels of the network's layers")},
+    "voxel": {"people": (4, "people in the frame"), "networks": (1, "0 leaves out the networks, which take minutes")},
 }
 
 

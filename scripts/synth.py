@@ -2,7 +2,7 @@
 
 python scripts/synth.py --root data/synthetic
 python scripts/synth.py --root data/small --pretrain 400 --train 140 --valid 56 --size 128 128
-python scripts/synth.py --root data/panoptic --rig panoptic5 --people 3 --pretrain 0
+python scripts/synth.py --root data/panoptic --rig panoptic5 --people 2 4 --pretrain 0
 python scripts/synth.py --root data/native/h36m --layout h36m                as Human3.6M, to try its commands
 python scripts/synth.py --root data/native/mpii --layout mpii --pretrain 400
 python scripts/synth.py --root data/synthetic-motion --layout keypoints_npz  motions without images, for lifting over time
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("W", "H"), help="of the images, px (default 256 256)")
     parser.add_argument("--rig", default="h36m", help="h36m, panoptic5, ring, ring8, ... (default h36m)")
     parser.add_argument("--no-distortion", action="store_true", help="pinhole cameras")
-    parser.add_argument("--people", type=int, default=1, help="persons per scene (default 1)")
+    parser.add_argument("--people", type=int, nargs="+", default=[1], metavar="N", help="persons per scene, or fewest and most (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core); the images do not depend on it")
     parser.add_argument(
@@ -49,13 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="train", choices=("train", "valid", "pretrain"), help="of the sheet (default train)")
     parser.add_argument("--overlay", action="store_true", help="draw the exact 2D skeleton on the sheet")
     args = parser.parse_args(argv)
+    if len(args.people) > 2:
+        parser.error("--people: one number, or the fewest and the most")
     if not args.root and not args.sheet:
         parser.error("give --root to make a world, or --sheet to look at one")
     shared = {
         "size": tuple(args.size),
         "rig": args.rig,
         "seed": args.seed,
-        "people": args.people,
+        "people": (args.people[0], args.people[-1]),
         "distortion": not args.no_distortion,
     }
     try:

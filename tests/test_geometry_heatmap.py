@@ -100,6 +100,19 @@ def test_soft_argmax_of_huge_and_lonely_logits():
     assert soft_argmax(torch.zeros(0, 17, 4, 4)).shape == (0, 17, 2)
 
 
+def test_soft_argmax_with_beta_is_that_of_scaled_logits():
+    a = (torch.randn(2, 3, 5, 6, 7) * 3).requires_grad_()  # times 20: most cells are far below any share
+    b = a.detach().clone().requires_grad_()
+    found, expected = soft_argmax(a, beta=20.0), twin(b * 20, 3)
+    torch.testing.assert_close(found, expected)
+    weight = torch.rand_like(found)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+    with pytest.raises(GeometryError, match="beta"):
+        soft_argmax(a, beta=0.0)
+
+
 def test_soft_argmax_beside_torch_compile():
     def head(x):
         return soft_argmax(x * 2, 2) + 1

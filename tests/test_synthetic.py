@@ -304,6 +304,25 @@ def test_rigs_see_the_middle(name, views):
         assert (depth > 2000).all() and ((x - torch.tensor([99.5, 49.5])).abs() < 8).all()
 
 
+def test_sequences_may_differ_in_their_number_of_people():
+    options = {"seed": 2, "frames": 12, "length": 2, "rig": "panoptic5", "size": (24, 20)}
+    world = World(people=(2, 4), **options)
+    ann = world.annotations().check("people")
+    number = [len(np.unique(ann.person[ann.sequence == s])) for s in range(6)]
+    assert number == world.crowd.tolist() and {2, 4} <= set(number) <= {2, 3, 4}
+    assert len(ann.X_world) == 2 * sum(number) == world.first_pose[-1]
+    rows, starts = ann.group("pose")  # a pose is one person at one instant, seen by all five
+    for a, b in zip(starts, starts[1:], strict=False):
+        assert all(len(set(getattr(ann, k)[rows[a:b]])) == 1 for k in ("sequence", "frame", "person"))
+    x = ann.observing().project(torch.from_numpy(ann.X_world[ann.pose]).double())[0]
+    assert np.abs(x.numpy() - ann.x_img).max() < 0.01
+    again = pickle.loads(pickle.dumps(world))
+    assert again.arguments == world.arguments and np.array_equal(again.image(7), world.image(7))
+    assert World(people=(3, 3), **options).arguments == World(people=3, **options).arguments
+    with pytest.raises(DataError, match="from 4 to 2"):
+        World(people=(4, 2), **options)
+
+
 def test_several_people_stand_apart_and_have_rows_of_their_own():
     world = World(seed=2, people=3, rig="panoptic5", **SMALL)
     ann = world.annotations().check("people")
@@ -361,3 +380,9 @@ def test_detected_table_keeps_the_truth_in_3d(ann):
     found = detector.detected(ann, seed=3)
     assert np.array_equal(found.X_world, ann.X_world) and not np.array_equal(found.x_img, ann.x_img)
     assert np.array_equal(detector.detected(ann, seed=3).x_img, found.x_img)
+
+
+@pytest.mark.parametrize("frames", [29, 40, 57])
+def test_every_sequence_has_an_instant(frames):
+    world = World(split="valid", frames=frames, size=(32, 32))
+    assert all(plan.length > 0 for plan in world.plans) and sum(plan.length for plan in world.plans) == frames

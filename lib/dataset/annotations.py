@@ -276,6 +276,18 @@ def with_poses(ann: Annotations, X_world: np.ndarray, X_valid: np.ndarray) -> An
     return dataclasses.replace(ann, **replaced).check("with_poses")
 
 
+def unmatched(ann: Annotations) -> Annotations:
+    """The 2D side alone, as a detector leaves it: no 3D poses, and nobody known to be the same person in two images."""
+    shape = ann.X_world.shape
+    return dataclasses.replace(
+        ann,
+        X_world=np.zeros((0, *shape[1:]), np.float32),
+        X_valid=np.zeros((0, shape[1]), bool),
+        pose=np.full_like(ann.pose, -1),
+        person=np.arange(len(ann), dtype=np.int32),
+    )
+
+
 def check_crops(ann: Annotations) -> None:
     """DataError unless every observation has an image and a box with area."""
     if len(ann) == 0:

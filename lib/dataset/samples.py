@@ -29,7 +29,30 @@ from lib.registry import unknown
 log = logging.getLogger("parallax")
 
 
-class _Crops(Dataset):
+class Keyed(Dataset):
+    """A dataset whose samples are a function of (seed, epoch, index), asked for in whole batches."""
+
+    seed: int
+
+    def __getitem__(self, key: Key | int) -> dict:
+        batch = self.__getitems__([key])
+        return {name: value[0] for name, value in batch.items()}
+
+    def __getitems__(self, keys: Sequence[Key | int]) -> dict:
+        raise NotImplementedError
+
+    def _keys(self, keys: Sequence[Key | int]) -> list[Key]:
+        keys = [key if isinstance(key, tuple) else Key(int(key)) for key in keys]
+        for key in keys:
+            if not 0 <= key[0] < len(self):
+                raise IndexError(f"sample {key[0]} of {len(self)}")  # ends a plain for loop over the dataset
+        return [Key(*key) for key in keys]
+
+    def _rng(self, key: Key) -> np.random.Generator:
+        return np.random.default_rng((self.seed, key.epoch, key.index))
+
+
+class _Crops(Keyed):
     """What samplings of person crops share."""
 
     def __init__(
@@ -63,23 +86,6 @@ class _Crops(Dataset):
         if (ann.pose < 0).any() or (ann.camera < 0).any():
             self.X_world = np.append(self.X_world, np.zeros_like(self.X_world, shape=(1, ann.num_joints, 3)), 0)
             self.X_valid = np.append(self.X_valid, np.zeros((1, ann.num_joints), dtype=bool), 0)
-
-    def __getitem__(self, key: Key | int) -> dict:
-        batch = self.__getitems__([key])
-        return {name: value[0] for name, value in batch.items()}
-
-    def __getitems__(self, keys: Sequence[Key | int]) -> dict:
-        raise NotImplementedError
-
-    def _keys(self, keys: Sequence[Key | int]) -> list[Key]:
-        keys = [key if isinstance(key, tuple) else Key(int(key)) for key in keys]
-        for key in keys:
-            if not 0 <= key[0] < len(self):
-                raise IndexError(f"sample {key[0]} of {len(self)}")  # ends a plain for loop over the dataset
-        return [Key(*key) for key in keys]
-
-    def _rng(self, key: Key) -> np.random.Generator:
-        return np.random.default_rng((self.seed, key.epoch, key.index))
 
     def _draw(self, rng: np.random.Generator) -> Params:
         return NEUTRAL if self.augment is None else self.augment.draw(rng)
@@ -180,7 +186,7 @@ class CropSamples(_Crops):
         mirrored = crop["flipped"][:, None]
         known = torch.where(mirrored[..., None], known[:, self.flip], known)
         x_patch = torch.where(mirrored[..., None], x_patch[:, self.flip], x_patch)
-        return _floats32(
+        return floats32(
             crop,
             id=torch.from_numpy(rows.astype(np.int64)),
             camera=cameras,
@@ -284,7 +290,7 @@ class ViewSamples(_Crops):
         x_img, conf = self._labels_2d(rows)
         poses = self.ann.pose[rows[:, 0]]
         X_world, X_valid = self._labels_3d(poses)
-        return _floats32(
+        return floats32(
             crop,
             id=torch.from_numpy(rows[:, 0].astype(np.int64)),
             row=torch.from_numpy(rows.astype(np.int64)),
@@ -304,7 +310,7 @@ def _pick(mask: np.ndarray, share: float) -> int:
     return int(places[int(share * len(places))])
 
 
-def _floats32(crop: dict, **labels) -> dict:
+def floats32(crop: dict, **labels) -> dict:
     """One batch dictionary; labels and affines were computed in float64, networks want float32."""
     values = crop | labels
     return {k: v.to(torch.float32) if v.dtype == torch.float64 else v for k, v in values.items()}

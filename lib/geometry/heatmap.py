@@ -11,6 +11,8 @@ from lib.geometry.precision import no_autocast, result_dtype
 
 CPU_BLOCK = 1 << 18  # cells worked on at a time: 1 MiB of float32, the second-level cache of a core
 GPU_BLOCK = 1 << 26  # launches cost more than memory there; still bounds the extra memory to 256 MiB
+LOWEST = -70.0  # exponents below it count as it: e^-70 = 4e-31 of the largest share is nothing
+MIN_SIDE, NORMAL_SIDE, MAX_SIDE = 48.0, 96.0, 192.0  # cells; sides of people that VoxelPose's sigma goes by
 
 
 @no_autocast
@@ -34,6 +36,82 @@ def render_heatmaps(x_hm: Tensor, valid: Tensor, size, sigma: float, cut: float 
     return (along_y * valid.to(dtype)[..., None])[..., :, None] * along_x[..., None, :]
 
 
+def people_heatmaps(
+    x_hm: Tensor, peak: Tensor, size, sigma: float = 3.0, scaled: bool = False, snap: bool = False
+) -> Tensor:
+    """Training targets of several people: in each joint's map the largest of their Gaussians.
+
+    x_hm (..., M, J, 2) cells, peak (..., M, J) height, 0 = no such joint (True counts as 1) -> (..., J, h, w)
+
+    The Gaussian is zero beyond 3 sigma along x or y. scaled: VoxelPose's sigma, which grows with the person's size in the map (see
+    `person_sigma`), up to 2.8 times `sigma`; otherwise it is the same for all (SelfPose3d). snap: the published targets, centred on
+    the cell that the joint lies in (the coordinate cut off, half a cell short on average) with their windows; False centres them
+    where the joint is. Not differentiable; cost and memory go with the windows, not with the maps.
+    """
+    (w, h), dtype = size, result_dtype(x_hm)
+    lead, (people, joints) = x_hm.shape[:-3], x_hm.shape[-3:-1]
+    peak = peak.to(dtype)
+    x = torch.where(peak[..., None] > 0, x_hm.detach().to(dtype), 0.0)
+    width = person_sigma(x, peak > 0, sigma) if scaled else x.new_full(x.shape[:-2], sigma)
+    width = width[..., None, None].expand(*lead, people, joints, 1)  # sigma of each joint, cells
+    reach = 3 * width
+    largest = 3 * sigma * (math.sqrt(2 * MAX_SIDE**2 / NORMAL_SIDE**2) if scaled else 1.0)
+    window = torch.arange(2 * math.ceil(largest) + 2, device=x.device, dtype=dtype)
+    if snap:
+        center = x.trunc()
+        first = (center - reach).trunc()
+        steps = torch.minimum((center + reach + 1).trunc() - first, (2 * reach + 1).ceil())
+        d = window - (reach + 0.5).floor()[..., None, :]  # (..., M, J, 1, K)
+        d = d.expand(*x.shape, len(window))
+        inside = window < steps[..., None]
+    else:
+        first = (x - reach).ceil()
+        d = first[..., None] + window - x[..., None]
+        inside = d <= reach[..., None]
+    cells = first[..., None] + window  # (..., M, J, 2, K)
+    limit = x.new_tensor([w, h])[:, None]
+    inside = inside & (cells >= 0) & (cells < limit)
+    profile = torch.where(inside, torch.exp(d.square() * (-0.5 / width[..., None].square())), 0.0)
+    value = (profile[..., 1, :] * peak[..., None])[..., :, None] * profile[..., 0, None, :]  # (..., M, J, K, K)
+    cells = torch.where(inside, cells, 0).long()  # whatever lies outside adds a zero to cell 0
+    place = (cells[..., 1, :] * w)[..., :, None] + cells[..., 0, None, :]
+    count = math.prod(lead)
+    # (lead, M, J, K K) -> (lead, J, M K K): the people of a joint share its map
+    place, value = (v.reshape(count, people, joints, -1).transpose(1, 2).reshape(count * joints, -1) for v in (place, value))
+    maps = x.new_zeros(count * joints, h * w).scatter_reduce_(1, place, value, "amax")
+    return maps.clamp_(max=1).reshape(*lead, joints, h, w)
+
+
+def person_sigma(x_hm: Tensor, valid: Tensor, sigma: float) -> Tensor:
+    """The sigma of a person's Gaussians by VoxelPose's rule: sigma sqrt(2 s^2 / 96^2), s = the longer side of the box around the valid
+    joints in cells, within 48 .. 192.
+
+    x_hm (..., J, 2) cells, valid (..., J) -> (...) cells
+    """
+    far = torch.finfo(x_hm.dtype).max
+    known = valid.bool()[..., None]
+    low = torch.where(known, x_hm, far).amin(-2)
+    side = (torch.where(known, x_hm, -far).amax(-2) - low).amax(-1)
+    return sigma * math.sqrt(2) / NORMAL_SIDE * side.clamp(MIN_SIDE, MAX_SIDE)
+
+
+@no_autocast
+def summed_heatmaps(x_hm: Tensor, valid: Tensor, size, sigma: float = 3.0) -> Tensor:
+    """Predicted people drawn for a loss: the sum of their Gaussians, cut at 1; differentiable in x_hm where it is below 1.
+
+    x_hm (..., M, J, 2) cells, valid (..., M, J) or peaks -> (..., J, h, w)
+
+    Gaussians are whole and centred at the joints (SelfPose3d, CVPR 2024). One matrix product per map adds its people up.
+    """
+    (w, h), dtype = size, result_dtype(x_hm)
+    weight = valid.to(dtype).transpose(-1, -2)  # (..., J, M)
+    x = torch.where(weight[..., None] > 0, x_hm.to(dtype).transpose(-2, -3), 0.0)
+    cells = torch.arange(max(w, h), dtype=dtype, device=x.device)
+    exponents = ((cells[:n] - x[..., k, None]).square() * (-0.5 / sigma**2) for k, n in ((0, w), (1, h)))  # (..., J, M, n)
+    along_x, along_y = (torch.where(e < LOWEST / 2, 0.0, e.exp()) for e in exponents)
+    return ((along_y * weight[..., None]).transpose(-1, -2) @ along_x).clamp(max=1)
+
+
 def touches_map(x_hm: Tensor, size, reach: float) -> Tensor:
     """Whether a blob of half width `reach` cells overlaps the map; a target wholly outside gets no loss.
 
@@ -45,8 +123,10 @@ def touches_map(x_hm: Tensor, size, reach: float) -> Tensor:
 
 @torch.compiler.disable  # a loop over blocks is no graph; torch.compile breaks here and continues behind it
 @no_autocast
-def soft_argmax(logits: Tensor, dims: int | None = None, score: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """Expected cell under the softmax over each joint's map.
+def soft_argmax(
+    logits: Tensor, dims: int | None = None, score: bool = False, beta: float = 1.0
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Expected cell under the softmax over each joint's map, of beta times the logits.
 
     logits (..., J, [D,] h, w) -> (..., J, k) cells, order x, y[, z]
 
@@ -60,8 +140,10 @@ def soft_argmax(logits: Tensor, dims: int | None = None, score: bool = False) ->
     if not 1 <= dims <= 3 or logits.ndim <= dims or not logits.is_floating_point():
         found = f"{tuple(logits.shape)} of {logits.dtype} with dims {dims}"
         raise GeometryError(f"soft_argmax: logits {found}, expected floats (..., J, [D,] h, w) and 1 to 3 map axes")
+    if not beta > 0:
+        raise GeometryError(f"soft_argmax: beta {beta} is not positive")
     lead = logits.shape[:-dims]
-    coords, peak = _SoftArgmax.apply(logits.reshape(-1, lead[-1], *logits.shape[-dims:]), dims)
+    coords, peak = _SoftArgmax.apply(logits.reshape(-1, lead[-1], *logits.shape[-dims:]), dims, beta)
     coords = coords.reshape(*lead, dims)
     return (coords, peak.reshape(lead)) if score else coords
 
@@ -70,7 +152,7 @@ class _SoftArgmax(torch.autograd.Function):
     """logits (B, J, map axes) -> coordinates (B, J, k), largest probability (B, J)."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx, logits: Tensor, dims: int, beta: float) -> tuple[Tensor, Tensor]:
         dtype = result_dtype(logits)
         order, maps = _memory_order(logits, dims)
         sizes = maps.shape[2:]
@@ -80,7 +162,7 @@ class _SoftArgmax(torch.autograd.Function):
         for part, work in _blocks(maps, dtype):
             block = maps[part]
             peak = block.amax((-1, -2, -3)[:dims], keepdim=True).to(dtype)
-            torch.sub(block, peak, out=work).exp_()
+            _exponentials(block, peak, beta, work)
             top[part] = peak
             flat = work.flatten(3) if dims > 1 else work[..., None]
             torch.sum(flat, 3, out=first[part])
@@ -97,20 +179,20 @@ class _SoftArgmax(torch.autograd.Function):
             cells = torch.arange(marginal.shape[-1], dtype=dtype, device=logits.device)
             coords[..., dims - 1 - axis] = (marginal * cells).sum(-1) / total
         ctx.save_for_backward(logits, coords, top, total)
-        ctx.dims = dims
+        ctx.dims, ctx.beta = dims, beta
         peak = total.reciprocal()
         ctx.mark_non_differentiable(peak)
         return coords, peak
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None, None]:
         logits, coords, top, total = ctx.saved_tensors
         dims, dtype = ctx.dims, coords.dtype
         order, maps = _memory_order(logits, dims)
         out = torch.empty_like(logits)
         slots = out.permute(0, 1, *(2 + axis for axis in order))
-        slope = grad.to(dtype) / total[..., None]  # of the unnormalised exponentials
+        slope = grad.to(dtype) * (ctx.beta / total[..., None])  # of the unnormalised exponentials
         tables = []  # g (c - E[c]) / total along each axis of the memory order, (B, J, 1.., n, ..1)
         for place, axis in enumerate(order):
             k = dims - 1 - axis
@@ -121,11 +203,17 @@ class _SoftArgmax(torch.autograd.Function):
         inner = inner + tables[2] if dims > 2 else inner
         weight = None
         for part, work in _blocks(maps, dtype):
-            torch.sub(maps[part], top[part], out=work).exp_()
+            _exponentials(maps[part], top[part], ctx.beta, work)
+            F.threshold_(work, 2 * math.exp(LOWEST), 0.0)  # no gradient there, not even a tiny one
             weight = torch.empty_like(work) if weight is None or weight.shape != work.shape else weight
             torch.add(tables[0][part], inner[part], out=weight)
             torch.mul(work, weight, out=slots[part])
-        return out, None
+        return out, None, None
+
+
+def _exponentials(logits: Tensor, peak: Tensor, beta: float, out: Tensor) -> None:
+    """exp(beta (logits - peak)) into `out`, at least e^LOWEST: processors are many times slower with numbers below 1e-38."""
+    torch.add(peak * -beta, logits, alpha=beta, out=out).clamp_(min=LOWEST).exp_()
 
 
 def _memory_order(logits: Tensor, dims: int) -> tuple[list[int], Tensor]:

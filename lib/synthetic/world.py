@@ -71,7 +71,7 @@ class World:
         split: "train" or "valid" (named subjects, 3D and 2D labels, all cameras of the rig), or "pretrain" (2D
             labels, one camera).
         frames: instants in all; each is seen by every camera of the rig.
-        people: persons in every scene.
+        people: persons in every scene, or the fewest and the most: then each sequence has a number of its own.
         size: width, height of the images, px.
         rig: see lib.synthetic.rig.rig; `pretrain` uses random cameras instead.
         distortion: lenses, else pinholes.
@@ -91,7 +91,7 @@ class World:
         seed: int = 0,
         split: str = "train",
         frames: int = 1000,
-        people: int = 1,
+        people: int | tuple[int, int] = 1,
         size: tuple[int, int] = (256, 256),
         rig: str = "h36m",
         distortion: bool = True,
@@ -103,10 +103,13 @@ class World:
     ):
         if split not in SUBJECTS:
             raise unknown(split, SUBJECTS, "split of the synthetic world")
-        numbers = {"frames": frames, "people": people, "width": size[0], "height": size[1], "fps": fps}
+        fewest, most = (people, people) if isinstance(people, int | np.integer) else people
+        numbers = {"frames": frames, "people": fewest, "width": size[0], "height": size[1], "fps": fps}
         for name, value in numbers.items():
             if value <= 0:
                 raise DataError(f"synthetic world: {name} is {value}, expected a positive number")
+        if most < fewest:
+            raise DataError(f"synthetic world: people from {fewest} to {most}, expected the fewest first")
         skeletons.get(skeleton)  # unknown names are answered now, not after an hour
         rigs.rig(rig)
         for name in actions or ():
@@ -116,7 +119,7 @@ class World:
             "seed": int(seed),
             "split": split,
             "frames": int(frames),
-            "people": int(people),
+            "people": int(most) if fewest == most else (int(fewest), int(most)),
             "size": (int(size[0]), int(size[1])),
             "rig": rig,
             "distortion": bool(distortion),
@@ -152,6 +155,18 @@ class World:
     def first(self) -> np.ndarray:
         """First instant of every sequence, and the number of all."""
         return np.append(0, np.cumsum([p.length for p in self.plans]))
+
+    @cached_property
+    def crowd(self) -> np.ndarray:
+        """Persons of every sequence."""
+        fewest, most = (self.people, self.people) if isinstance(self.people, int) else self.people
+        numbers = range(len(self.plans))
+        return np.array([self._rng("people", self.split, s).integers(fewest, most + 1) if most > fewest else most for s in numbers])
+
+    @cached_property
+    def first_pose(self) -> np.ndarray:
+        """First row of every sequence in the table of poses, and the number of all."""
+        return np.append(0, np.cumsum([p.length * people for p, people in zip(self.plans, self.crowd, strict=True)]))
 
     @cached_property
     def cameras(self) -> Cameras:
@@ -225,8 +240,9 @@ class World:
             grid = [(subject, action) for action in self.actions for subject in subjects]
             length = self.length or int(np.clip(self.frames // len(grid), 1, MAX_LENGTH))
             count = -(-self.frames // length)
-            if not self.length and count > len(grid):  # whole rounds of the grid
-                count = -(-count // len(grid)) * len(grid)
+            if not self.length and count > len(grid):  # whole rounds of the grid, none of them of sequences without an instant
+                rounds = min(-(-count // len(grid)), self.frames // len(grid))
+                count = rounds * len(grid)
             pairs = [grid[k % len(grid)] for k in range(count)]
         lengths = np.full(count, self.frames // count)
         lengths[: self.frames % count] += 1
@@ -266,7 +282,7 @@ class World:
     def _pose(self, s: int, painted: bool) -> Sequence:
         plan, rng = self.plans[s], self._rng("sequence", self.split, s)
         t = np.arange(plan.length) / self.fps
-        cast = self._cast(plan.subject)
+        cast = self._cast(plan.subject, int(self.crowd[s]))
         standing = [a for a in self.actions if a not in SEATED] or list(self.actions)
         acts = [plan.action] + [standing[rng.integers(len(standing))] for _ in cast[1:]]
         people, poses, motions = [], [], []
@@ -294,16 +310,16 @@ class World:
         depth = np.stack([joint_depth(p.body) for p in people])
         return Sequence(people, assemble(people, poses), joints, depth, place, room.Boxes.join(boxes), {})
 
-    def _cast(self, subject: str) -> list[str]:
+    def _cast(self, subject: str, people: int) -> list[str]:
         """The people of a scene: the named subject, then others of the same split."""
         if self.split == "pretrain":
-            pool = [f"{subject}{chr(98 + k)}" for k in range(self.people - 1)]
+            pool = [f"{subject}{chr(98 + k)}" for k in range(people - 1)]
         else:
             names = SUBJECTS[self.split]
             turn = names.index(subject)
             around = [names[(turn + 1 + k) % len(names)] for k in range(len(names) - 1)]
-            pool = around + [f"{self.split}-extra{k}" for k in range(max(0, self.people - len(names)))]
-        return [subject, *pool][: self.people]
+            pool = around + [f"{self.split}-extra{k}" for k in range(max(0, people - len(names)))]
+        return [subject, *pool][:people]
 
     def _rows(self, s: int) -> dict[str, np.ndarray]:
         """The observations and poses of one sequence."""
@@ -324,7 +340,7 @@ class World:
             X_world = np.zeros((0, J, 3))
         else:
             side = np.full(M, BOX_MM)
-            pose = np.broadcast_to((self.first[s] * M + np.arange(T * M)).reshape(1, T, M), (views, T, M))
+            pose = np.broadcast_to((self.first_pose[s] + np.arange(T * M)).reshape(1, T, M), (views, T, M))
             X_world = sequence.joints.reshape(T * M, J, 3)
         box = _pelvis_box(cams, X[..., 0, :], np.tile(side, T)).reshape(views, T, M, 4)
 
