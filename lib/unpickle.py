@@ -102,6 +102,11 @@ def _bytes(*_: Any) -> bytes:
     return b""
 
 
+def _defaultdict(*_: Any) -> dict:
+    """A plain dict: what would make its missing values is not even looked at."""
+    return {}
+
+
 def _bytearray(data: Any = b"", *_: Any) -> bytearray:
     return bytearray(data if isinstance(data, bytes) else str(data).encode("latin1"))  # a number would reserve memory
 
@@ -134,10 +139,13 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _Maker(_encode),
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): _Maker(_defaultdict),
     ("copyreg", "_reconstructor"): _Maker(_old_object),
     ("copy_reg", "_reconstructor"): _Maker(_old_object),
     ("builtins", "object"): _NO_CLASS,
     ("__builtin__", "object"): _NO_CLASS,
+    ("builtins", "list"): _NO_CLASS,  # what makes the missing values of a defaultdict
+    ("__builtin__", "list"): _NO_CLASS,
     ("builtins", "bytes"): _Maker(_bytes),
     ("__builtin__", "bytes"): _Maker(_bytes),
     ("builtins", "bytearray"): _Maker(_bytearray),

@@ -3,6 +3,12 @@
 python scripts/prepare.py h36m --release /data/h36m-official --out data/h36m
 python scripts/prepare.py mpii --mat mpii_human_pose_v1_u12_1.mat --out data/mpii --valid-list valid_images.txt
 python scripts/prepare.py mpi_inf_3dhp --root data/mpi_inf_3dhp --step 5
+python scripts/prepare.py panoptic --root data/panoptic                                  frames of the HD videos that are trained on
+python scripts/prepare.py pseudo_labels --root data/panoptic --list images.json           pictures, for a 2D detector to be run on
+python scripts/prepare.py pseudo_labels --root data/panoptic --detections results.json    its COCO results as 2D pseudo labels
+python scripts/prepare.py shelf --root data/shelf                                         what is there; campus alike
+python scripts/prepare.py calibration Calib.toml --out data/mine/cameras.json             any calibration, told and converted
+python scripts/prepare.py custom --root data/mine                                         frames of an own rig's videos
 python scripts/prepare.py mocap --train a.npz b.npz --test c.npz --out data/mocap --shapes 4
 python scripts/prepare.py archives h36m /data/h36m-official data/lifting                 data_3d_h36m.npz and data_2d_h36m_gt.npz
 python scripts/prepare.py labels --cfg experiments/h36m/labels.yaml                     annot/train-ss.npz, and how good it is
@@ -53,6 +59,47 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     dhp.add_argument("--root", default="data/mpi_inf_3dhp", help="folder with S1, ..., TS1, ... (default %(default)s)")
     dhp.add_argument("--step", type=int, default=5, help="every how many frames (default 5); the same goes into DATASET.OPTIONS")
     dhp.add_argument("--cameras", type=int, nargs="+", default=[], metavar="N", help="default: those at chest height, 0 2 4 7 8")
+
+    pan = commands.add_parser("panoptic", help="the frames of CMU Panoptic that are trained and tested on, from its HD videos")
+    pan.add_argument("--root", default="data/panoptic", help="folder with 160906_pizza1, ... as the tool box unpacks them (%(default)s)")
+    pan.add_argument("--splits", nargs="+", default=[], metavar="S", help="train, valid, voxelpose_train (default: the first two)")
+    pan.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="instead of the published list; with one split alone")
+    pan.add_argument("--cameras", nargs="+", default=[], metavar="PP_NN", help="default: 00_03 00_06 00_12 00_13 00_23")
+    pan.add_argument("--interval", type=int, default=0, help="every how many frames (default: 3 to train, 12 to test)")
+    pan.add_argument("--no-images", action="store_true", help="do not extract, only report")
+
+    pseudo = commands.add_parser("pseudo_labels", help="2D pseudo labels of Panoptic's pictures from any detector's COCO results")
+    pseudo.add_argument("--root", default="data/panoptic", help="folder of the sequences (default %(default)s)")
+    what = pseudo.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", default="", metavar="FILE", help="writes the pictures in COCO's form, for a detector")
+    what.add_argument("--detections", default="", metavar="FILE", help="JSON list of image_id, keypoints (COCO's 17), score, bbox")
+    pseudo.add_argument("--split", default="train", help="train, valid, voxelpose_train (default %(default)s)")
+    pseudo.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="instead of the published list")
+    pseudo.add_argument("--cameras", nargs="+", default=[], metavar="PP_NN", help="default: 00_03 00_06 00_12 00_13 00_23")
+    pseudo.add_argument("--interval", type=int, default=0, help="every how many frames (default: 3 to train, 12 to test)")
+    pseudo.add_argument("--kind", choices=("soft", "hard"), default="soft", help="all joints, or only sure ones in the box (default soft)")
+    pseudo.add_argument("--out", default="", metavar="NAME", help="of the new split (default: group_SPLIT_pseudo_KIND)")
+    pseudo.add_argument("--form", choices=("npz", "pickle"), default="npz", help="pickle = what the original program reads")
+
+    for name in ("shelf", "campus"):
+        rig = commands.add_parser(name, help="what is there of annotations, cameras, detections, poses and images")
+        rig.add_argument("--root", default=f"data/{name}", help="folder with actorsGT.mat (default %(default)s)")
+
+    own = commands.add_parser("custom", help="an own rig: frames of its videos, and what is there")
+    own.add_argument("--root", required=True, help="folder as lib/dataset/formats/custom.py describes it")
+    own.add_argument("--split", default="", help="recording below the root (default: the root is the recording)")
+    own.add_argument("--step", type=int, default=1, help="every how many frames (default 1); the same goes into DATASET.OPTIONS")
+
+    cal = commands.add_parser("calibration", help="reads a calibration of another program, tells what it says, writes cameras.json")
+    cal.add_argument("src", metavar="SRC", help="cameras.json, Panoptic, VoxelPose, Pose2Sim or anipose TOML, Qualisys, OpenCV YAML or XML")
+    cal.add_argument("--out", default="", metavar="FILE", help="cameras.json to be written (default: only tell)")
+    cal.add_argument("--unit", default="", choices=("", "mm", "cm", "m"), help="of the lengths in SRC, where it does not say")
+    cal.add_argument("--cameras", nargs="+", default=[], metavar="NAME", help="some of them, in this order")
+    cal.add_argument("--up", default="", metavar="AXIS", help="axis of SRC that becomes +z, such as -y (write --up=-y)")
+    cal.add_argument("--inverse", action="store_true", help="R and t of SRC lead from the camera to the world")
+    cal.add_argument("--size", type=int, nargs=2, default=[], metavar=("W", "H"), help="of the images in px, where SRC does not say")
+    cal.add_argument("--picture", default="", metavar="FILE", help="a floor of 1 m squares and the axes as each camera sees them")
+    cal.add_argument("--images", default="", metavar="DIR", help="pictures called like the cameras, to draw that on")
 
     mocap = commands.add_parser("mocap", help="real motion capture before the cameras of Human3.6M: archives for lifting over time")
     mocap.add_argument("--train", nargs="+", required=True, metavar="NPZ", help="files whose actors play S1, S5, S6, S7, S8")
@@ -171,6 +218,83 @@ def mpi_inf_3dhp(args: argparse.Namespace) -> int:
     return 0
 
 
+def panoptic(args: argparse.Namespace) -> int:
+    from lib.dataset.formats import panoptic as layout
+    from lib.errors import DataError
+    from lib.tasks import prepare
+
+    if args.sequences and len(args.splits) != 1:
+        raise DataError("--sequences: name one split with it, such as --splits train, whose interval they get")
+    root = Path(args.root)
+    splits = args.splits or [name for name, names in layout.SPLITS.items() if any((root / s).is_dir() for s in names)]
+    if not splits:
+        print(f"{root}: no sequences of Panoptic found, expected folders such as {layout.VALID[0]}")
+        return 1
+    for split in splits:
+        ann = prepare.prepare_panoptic(root, split, args.sequences, args.cameras, args.interval, not args.no_images)
+        print(f"{root} ({split}): {prepare.summary(ann)}")
+        print("\n".join(f"  {line}" for line in prepare.sequence_lines(ann, root)))
+        picture = prepare.sheet(ann, root, root / f"{split}.png")
+        if picture:
+            print(f"look at {picture}: do the skeletons lie on the people?")
+    return 0
+
+
+def pseudo_labels(args: argparse.Namespace) -> int:
+    from lib.tasks import prepare
+
+    chosen = (args.sequences, args.cameras, args.interval)
+    if args.list:
+        print(f"{args.list}: {prepare.write_image_list(args.list, args.root, args.split, *chosen)} pictures")
+        return 0
+    path, ann = prepare.pseudo_labels_of(args.root, args.split, args.detections, args.out, args.kind, args.form, *chosen)
+    empty = len(set(ann.image[ann.person < 0].tolist()))
+    print(f"{path}: {(ann.person >= 0).sum()} people in {len(set(ann.image.tolist()))} pictures, nobody in {empty} of them")
+    return 0
+
+
+def actors(args: argparse.Namespace) -> int:
+    from lib.dataset import load
+    from lib.errors import DataError
+    from lib.tasks import prepare
+
+    for labels in ("actors", "detections"):
+        for split in ("valid", "all"):
+            try:
+                ann = load(args.command, args.root, split, {"labels": labels})
+            except DataError:  # check has the words for it
+                continue
+            line = prepare.sequence_lines(ann, args.root)[0]
+            print(f"{labels}, {split}: {line.partition(': ')[2]}, {len(ann)} 2D poses")
+    return check(argparse.Namespace(dataset=args.command, root=args.root, split=None))
+
+
+def custom(args: argparse.Namespace) -> int:
+    from lib.dataset.formats import custom as layout
+    from lib.tasks import prepare
+
+    ann = prepare.prepare_recording(args.root, args.split, args.step)
+    print("\n".join(prepare.sequence_lines(ann, args.root)))
+    said = layout.check(args.root, args.split or None)
+    print("\n".join(f"- {sentence}" for sentence in said) or "good")
+    return 1 if said else 0
+
+
+def calibration(args: argparse.Namespace) -> int:
+    from lib.dataset.calibrations import report
+    from lib.tasks import prepare
+
+    found = prepare.import_calibration(args.src, args.out, args.unit, args.cameras, args.up, args.inverse, args.size)
+    lines, said = report(found)
+    print("\n".join([*lines, *(f"- {sentence}" for sentence in said)]))
+    if args.out:
+        print(f"{args.out}: written")
+    if args.picture:
+        picture = prepare.calibration_picture(found, args.picture, args.images)
+        print(f"look at {picture}: does the floor lie on the floor, and does blue point up?")
+    return 0
+
+
 def mocap(args: argparse.Namespace) -> int:
     from lib.tasks.mocap import prepare_mocap
 
@@ -259,6 +383,12 @@ COMMANDS = {
     "h36m": h36m,
     "mpii": mpii,
     "mpi_inf_3dhp": mpi_inf_3dhp,
+    "panoptic": panoptic,
+    "pseudo_labels": pseudo_labels,
+    "shelf": actors,
+    "campus": actors,
+    "custom": custom,
+    "calibration": calibration,
     "mocap": mocap,
     "archives": archives,
     "labels": labels,

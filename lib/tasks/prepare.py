@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lib import vis
 from lib.config import Config
 from lib.dataset import load, plausibility
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats import FORMATS, TRACKS, h36m, h36m_raw, mpi_inf_3dhp, mpii_release
-from lib.dataset.formats.files import refuse_existing
+from lib.dataset.calibrations import Calibration, focus, inverted, read_calibration, resized, turned, write_cameras
+from lib.dataset.formats import FORMATS, TRACKS, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic, pseudo_labels
+from lib.dataset.formats.files import new_file, refuse_existing
 from lib.dataset.image import read_image
 from lib.errors import DataError
-from lib.paint import below, beside, letterbox
+from lib.paint import below, beside, letterbox, line
 from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import build, data, structure
@@ -146,6 +148,174 @@ def prepare_3dhp(root: str | Path, step: int = 1, cameras: Sequence[int] = ()) -
     ann = mpi_inf_3dhp.read(root, "train", cameras=cameras, step=step)
     mpi_inf_3dhp.extract(root, ann)
     return ann
+
+
+# -------------------------------------------------------------------------------------------- several people, several views
+
+
+def prepare_panoptic(
+    root: str | Path,
+    split: str,
+    sequences: Sequence[str] = (),
+    cameras: Sequence[str] = (),
+    interval: int = 0,
+    images: bool = True,
+) -> Annotations:
+    """Takes the frames of Panoptic's HD videos that a table with these options names; can be taken up again.
+
+    Returns:
+        The table; read it with the same options in DATASET.OPTIONS.
+
+    Raises:
+        DataError: see lib.dataset.formats.panoptic.
+    """
+    ann = panoptic.read(root, split, sequences, cameras, interval)
+    if images:
+        panoptic.extract(root, ann)
+    return ann
+
+
+def pseudo_labels_of(
+    root: str | Path,
+    split: str,
+    detections: str | Path,
+    out: str = "",
+    kind: str = "soft",
+    form: str = "npz",
+    sequences: Sequence[str] = (),
+    cameras: Sequence[str] = (),
+    interval: int = 0,
+) -> tuple[Path, Annotations]:
+    """2D pseudo labels of Panoptic's pictures from a detector's COCO results, as a split of the layout pseudo_labels.
+
+    Args:
+        root: folder of the sequences; the labels go there as well.
+        split, sequences, cameras, interval: which pictures, see lib.dataset.formats.panoptic.read.
+        detections, kind: see lib.dataset.formats.pseudo_labels.from_detections.
+        out: name of the new split; empty = group_<split>_pseudo_<kind>.
+        form: "npz", or "pickle" for the original programs.
+
+    Returns:
+        The file, and the table in it.
+
+    Raises:
+        DataError: the file exists, or the detections cannot be used.
+    """
+    out = out or f"group_{split}_pseudo_{kind}"
+    path = Path(root) / f"{out}{FORMS[form]}"
+    refuse_existing(path)
+    ann = panoptic.read(root, split, sequences, cameras, interval)
+    labels = pseudo_labels.from_detections(ann, detections, kind)
+    pseudo_labels.write(labels, root, out, form=form, interval=interval or panoptic.INTERVALS[split])
+    return path, labels
+
+
+def write_image_list(
+    path: str | Path,
+    root: str | Path,
+    split: str,
+    sequences: Sequence[str] = (),
+    cameras: Sequence[str] = (),
+    interval: int = 0,
+) -> int:
+    """The pictures of a split of Panoptic in COCO's form, for a detector.   -> how many"""
+    listed = pseudo_labels.image_list(panoptic.read(root, split, sequences, cameras, interval))
+    with new_file(path) as part:
+        part.write_text(json.dumps(listed) + "\n")
+    return len(listed["images"])
+
+
+def prepare_recording(root: str | Path, split: str = "", step: int = 1) -> Annotations:
+    """Takes the frames of an own rig's videos; can be taken up again.   -> the table, see lib.dataset.formats.custom"""
+    ann = custom.read(root, split, step=step)
+    custom.extract(root, split, ann)
+    return ann
+
+
+def sequence_lines(ann: Annotations, root: str | Path) -> list[str]:
+    """Per sequence its instants, people, views, and how many of its images are there."""
+    lines = []
+    for s in np.unique(ann.sequence):
+        rows = ann.sequence == s
+        images = np.unique(ann.image[rows & (ann.image >= 0)])
+        there = sum((Path(root) / ann.images[i].decode()).exists() for i in images)
+        people = len(np.unique(ann.person[rows & (ann.person >= 0)]))
+        lines.append(
+            f"{ann.subjects[s].decode()}: {len(np.unique(ann.frame[rows]))} instants, {people} people, "
+            f"{len(np.unique(ann.view[rows]))} views, {there} of {len(images)} images are there"
+        )
+    return lines
+
+
+def import_calibration(
+    source: str | Path,
+    out: str | Path = "",
+    unit: str = "",
+    cameras: Sequence[str] = (),
+    up: str = "",
+    inverse: bool = False,
+    size: Sequence[int] = (),
+) -> Calibration:
+    """A calibration of any kind that lib.dataset.calibrations reads, as our own cameras.json if `out` is given.
+
+    Args:
+        unit, cameras: see lib.dataset.calibrations.read_calibration.
+        up: the axis of the source that becomes +z; empty = keep its axes.
+        inverse: the source gives the way from the camera to the world.
+        size: of the images in px, where the source does not say.
+
+    Raises:
+        DataError: it cannot be read, or `out` exists.
+    """
+    found = read_calibration(source, unit, cameras)
+    found = inverted(found) if inverse else found
+    found = turned(found, up) if up else found
+    found = resized(found, size) if size else found
+    if out:
+        write_cameras(out, found.names, found.cameras)
+    return found
+
+
+def calibration_picture(found: Calibration, path: str | Path, images: str | Path = "") -> Path:
+    """Writes what each camera would see of a floor of 1 m squares around the middle of the scene, with the axes of the world on it.
+
+    x is red, y green, z blue, 1 m each; the thick square is 4 m wide. Where `images` (a folder of files or of folders, called like the
+    cameras) has a picture of a camera, it is drawn on that.
+
+    Raises:
+        DataError: no camera has an image size, or the picture cannot be written.
+    """
+    cams, tiles = found.cameras, []
+    if not bool((cams.size > 0).all()):
+        raise DataError("a picture needs the size of the images; give it with --size W H")
+    backdrops = custom.pictures_of(images, found) if images else {}
+    middle = np.round(focus(cams) / 1000) * 1000 * [1, 1, 0]
+    at = np.linspace(0.0, 1.0, 81)[:, None]  # lines bend in a lens, so they are drawn in pieces
+
+    def strokes(ends: Iterable[tuple], color: tuple[int, int, int], width: float) -> list[tuple]:
+        return [((1 - at) * np.add(a, middle) + at * np.add(b, middle), color, width) for a, b in ends]
+
+    reach, grid = 4000, range(-4000, 4001, 1000)
+    floor = [((k, -reach, 0), (k, reach, 0)) for k in grid] + [((-reach, k, 0), (reach, k, 0)) for k in grid]
+    square = [(-2000, -2000, 0), (2000, -2000, 0), (2000, 2000, 0), (-2000, 2000, 0)]
+    drawn = strokes(floor, (120, 120, 120), 1) + strokes(zip(square, square[1:] + square[:1], strict=True), (240, 180, 0), 2)
+    for axis, color in enumerate(((230, 40, 40), (30, 160, 30), (40, 80, 240))):
+        drawn += strokes([((0, 0, 0), tuple(1000 * (k == axis) for k in range(3)))], color, 3)
+    for i in range(len(cams)):
+        width, height = (int(v) for v in cams.size[i])
+        image = read_image(backdrops[i]) if i in backdrops else np.full((height, width, 3), 235, np.uint8)
+        tile, scale, offset = letterbox(image, 2 * TILE)
+        scale_of = np.array([image.shape[1] / width, image.shape[0] / height])  # pictures that were made smaller
+        tile = np.ascontiguousarray(tile)
+        for points, color, thick in drawn:
+            X_cam = cams[i].to_cam(torch.from_numpy(points))
+            pixels = cams[i].project_cam(X_cam)
+            x = (pixels.numpy() + 0.5) * scale_of * scale - 0.5 + offset
+            shown = cams[i].sees(X_cam, pixels, 200.0).numpy()
+            for k in np.flatnonzero(shown[1:] & shown[:-1]):
+                line(tile, x[k], x[k + 1], color, thick)
+        tiles.append(tile)
+    return vis.save_image(path, below([beside(tiles[k : k + 4], 6) for k in range(0, len(tiles), 4)], 6))
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -311,6 +481,8 @@ def splits(dataset: str, root: Path) -> list[str]:
         return list(dict.fromkeys(p.stem for p in files if not p.stem.endswith(".quality")))
     if dataset == "synthetic":
         return list(module.manifest(root)["splits"])
+    if hasattr(module, "splits"):
+        return module.splits(root)
     names = getattr(module, "SPLITS", ("train", "test"))
     return [name for name in names if name != "all" and _readable(module, root, name)]
 

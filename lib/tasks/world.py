@@ -53,6 +53,10 @@ LAYOUTS: dict[str, tuple[Native, ...]] = {
         Native("valid", "pretrain", ("annot/valid.json",), "valid", OTHER_PEOPLE),
     ),
     "mpi_inf_3dhp": (Native("train", "train", ("S1",), lens=False), Native("test", "valid", ("TS1",), lens=False)),
+    "panoptic": (
+        Native("train", "train", ("160422_ultimatum1",)),
+        Native("valid", "valid", ("160906_pizza1",)),
+    ),
 }
 
 

@@ -9,6 +9,11 @@ FORMATS = {
     "h36m_challenge": "lib.dataset.formats.h36m_challenge",
     "mpii": "lib.dataset.formats.mpii",
     "mpi_inf_3dhp": "lib.dataset.formats.mpi_inf_3dhp",
+    "panoptic": "lib.dataset.formats.panoptic",
+    "shelf": "lib.dataset.formats.shelf",
+    "campus": "lib.dataset.formats.campus",
+    "pseudo_labels": "lib.dataset.formats.pseudo_labels",
+    "custom": "lib.dataset.formats.custom",
 }
 
 # People over time (lib.dataset.tracks): each module has SKELETON, read(root, split, **options) -> Tracks and write(tracks, root, ...).

@@ -260,7 +260,8 @@ def _make_images(image: Callable, piece: tuple[int, list[str]]) -> tuple[list[in
     first, files = piece
     sizes, digests = [], []
     for i, path in enumerate(files, first):
-        done, data = cv2.imencode(".jpg", image(i)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        suffix, quality = (".png", []) if path.endswith(".png") else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        done, data = cv2.imencode(suffix, image(i)[..., ::-1], quality)
         if not done:
             raise DataError(f"{path}: OpenCV cannot encode the image; check that it is (H, W, 3) uint8")
         Path(path).write_bytes(data.tobytes())

@@ -1,0 +1,40 @@
+"""Shelf: five cameras, 1032 x 776 px, four actors of whom three are judged; the layout is described in actors.py."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lib.dataset.annotations import Annotations
+from lib.dataset.formats import actors
+
+SKELETON = "shelf14"
+LAYOUT = actors.Layout("shelf", SKELETON, "Camera{camera}/img_{frame:06d}.png", (1032, 776), ((300, 600),))
+RULES = actors.SHELF_RULES
+SPLITS = actors.SPLITS
+
+
+def read(root: str | Path, split: str, labels: str = "actors") -> Annotations:
+    """One split: valid (or test) = the published test frames, train = all others, all; see lib.dataset.formats.actors.read.
+
+    Args:
+        labels: "actors" = annotated 3D of ; "detections" = published 2D detections in COCO's joints, without 3D.
+    """
+    return actors.read(LAYOUT, root, split, labels)
+
+
+def write(
+    ann: Annotations,
+    root: str | Path,
+    split: str,
+    image: Callable[[int], np.ndarray] | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> None:
+    """Writes a data set that holds the frames of one split; see lib.dataset.formats.actors.write."""
+    actors.write(LAYOUT, ann, root, split, image, workers, progress)
+
+
+def check(root: str | Path, split: str | None = None) -> list[str]:
+    """What is missing or wrong in a tree, one sentence each; empty = good."""
+    return actors.check(LAYOUT, root, split)
