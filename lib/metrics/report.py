@@ -21,6 +21,13 @@ PCKH_COLUMNS = {
     "pckh_at10_percent": "Mean@0.1", "pckh_at11_percent": "Mean@0.11",
 }  # fmt: skip
 
+# The columns of multi-person papers: CMU Panoptic's, and after an actor each those of Shelf and Campus.
+PEOPLE_COLUMNS = {
+    "ap25_percent": "AP25", "ap50_percent": "AP50", "ap75_percent": "AP75", "ap100_percent": "AP100", "ap125_percent": "AP125",
+    "ap150_percent": "AP150", "map_percent": "mAP", "recall500_percent": "Recall@500", "mpjpe_mm": "MPJPE",
+}  # fmt: skip
+PCP_ACTOR = "pcp_actor"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -30,7 +37,7 @@ class Report:
     """
 
     metrics: dict[str, float]
-    per_joint: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> joint name -> value
+    per_joint: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> joint, or part of the body -> value
     per_action: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> action or "subject/action" -> mean over its poses
     counts: dict[str, int] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)  # what tells these numbers from others of the same name
@@ -46,11 +53,13 @@ class Report:
         }
 
     def table(self) -> str:
-        """Aligned text: MPII's table, the other metrics, the actions (see action_table), then a row per joint and a column per metric."""
-        others = {name: {"value": value} for name, value in self.metrics.items() if name not in PCKH_COLUMNS}
-        parts = [self.pckh_table(), _rows(others, header=False) if others else "", self.action_table()]
+        """Aligned text: the papers' tables, the other metrics, the actions (see action_table), a row per joint and a column per metric."""
+        people = "map_percent" in self.metrics
+        shown = {*PCKH_COLUMNS, *(PEOPLE_COLUMNS if people else ()), *(f"root_{name}" for name in PEOPLE_COLUMNS)}
+        others = {name: {"value": value} for name, value in self.metrics.items() if name not in shown and not name.startswith(PCP_ACTOR)}
+        parts = [self.pckh_table(), self.people_table(), _rows(others, header=False) if others else "", self.action_table()]
         if self.per_joint:
-            parts.append(_tall(self.per_joint, "joint"))
+            parts.append(_tall(self.per_joint, "part" if any(name.startswith(PCP_ACTOR) for name in self.per_joint) else "joint"))
         if self.counts:
             parts.append(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.counts.items()))
         return "\n\n".join(part for part in parts if part)
@@ -59,6 +68,19 @@ class Report:
         """PCKh in one row, as MPII's tools print it; empty where it was not measured."""
         row = {column: self.metrics[metric] for metric, column in PCKH_COLUMNS.items() if metric in self.metrics}
         return _rows({"PCKh, percent": row}) if row else ""
+
+    def people_table(self) -> str:
+        """AP by threshold and MPJPE of people and of their roots, or PCP by actor, as multi-person papers print them; empty without."""
+        rows = {}
+        for title, prefix in (("people", ""), ("roots", "root_")):
+            if f"{prefix}map_percent" in self.metrics:
+                known = {column: self.metrics.get(prefix + name) for name, column in PEOPLE_COLUMNS.items()}
+                rows[f"{title}, percent and mm"] = {column: value for column, value in known.items() if value is not None}
+        actors = [name for name in self.metrics if name.startswith(PCP_ACTOR)]
+        if actors:
+            columns = {f"Actor {name.removeprefix(PCP_ACTOR).partition('_')[0]}": self.metrics[name] for name in actors}
+            rows["PCP, percent"] = columns | {"Average": self.metrics.get("pcp_percent")}
+        return _rows(rows) if rows else ""
 
     def action_table(self) -> str:
         """As papers print it: a row per protocol, a column per action, the mean over poses, and the mean of the actions' means.
