@@ -17,13 +17,16 @@ from torch import nn
 from lib.errors import WeightsError
 from lib.models.pose_resnet import PoseResNet
 from lib.models.temporal import TemporalModel
+from lib.models.voxelpose import VoxelPose
+from lib.skeleton import get
 from lib.weights import imagenet
 from lib.weights.adapters import Checkpoint, kind_of, resnet_layers
 from lib.weights.imagenet import imagenet_state
-from lib.weights.load import initialise, load_into, read, write_reference
+from lib.weights.load import initialise, load_backbone, load_into, load_parts, read, write_reference
 from lib.weights.needs import needs_of
 from lib.weights.temporal import CAUSAL_NOTE
 from lib.weights.unpickle import load_file
+from lib.weights.voxelpose import backbone_state, parts_of, voxelpose_arguments
 
 
 class SmallPose(nn.Module):
@@ -101,6 +104,7 @@ KEYS = {
     "lifting": ["pose.expand_conv.weight", "pose.layers_conv.0.weight", "pose.shrink.weight", "trajectory.expand_conv.weight"],
     "voxelpose": ["backbone.conv1.weight", "root_net.v2v_net.a", "pose_net.v2v_net.a"],
     "selfpose3d": ["backbone.conv1.weight", "attn.backbone.conv1.weight", "pose_net.a", "root_net.a"],
+    "voxelpose_backbone": [f"backbone.{part}.weight" for part in ("conv1", "layer1.0.conv1", "deconv_layers.0", "final_layer")],
     "fusion": ["conv1.weight", "layer4.0.conv1.weight", "deconv_layers.0.weight", "hm.weight", "depth.weight"],
     "unknown": ["encoder.weight", "decoder.weight"],
 }
@@ -513,3 +517,189 @@ def test_initialise_follows_the_model_section_and_says_so(offline, tmp_path, cap
     initialise(model, section(PRETRAINED=str(path)), skeleton="h36m17")
     assert torch.equal(model.final_layer.weight, fresh) and "its head is left out" in caplog.text
     assert torch.equal(model.conv1.weight, source.conv1.weight)
+
+
+# --- networks of several parts: VoxelPose and SelfPose3d
+
+
+class SmallAttention(nn.Module):
+    def __init__(self, joints: int):
+        super().__init__()
+        self.backbone = network(joints, "heatmap")
+
+
+def voxel_network(joints: int = 4, backbone: bool = True, attention: bool = False, root: int | None = None) -> VoxelPose:
+    model = VoxelPose(
+        joints,
+        backbone=network(joints, "heatmap") if backbone else None,
+        attention=SmallAttention(joints) if attention else None,
+        root=root,
+        person_shape=(8, 8, 8),
+    )
+    for value in model.state_dict().values():  # no two parts are equal
+        if value.is_floating_point():
+            value.uniform_(0.5, 1.5)
+    return model
+
+
+def some_parts(state: dict, *parts: str) -> dict:
+    return {key: value for key, value in state.items() if key.split(".")[0] in parts}
+
+
+PUBLISHED_PARTS = {  # file of the release -> how it is written, whole networks that hold it, parts in it
+    "backbone_epoch20": (lambda s: s, {"root": 0}, ("backbone",)),
+    "cam5_rootnet_epoch2": (lambda s: s, {"root": 0}, ("backbone", "root_net")),
+    "cam5_posenet": (lambda s: s, {"root": 0, "attention": True}, ("backbone", "attn", "pose_net", "root_net")),
+    "checkpoint": (
+        lambda s: {"epoch": 3, "state_dict": s, "precision": 0.5, "optimizer": {"state": {}, "param_groups": []}},
+        {"root": 0, "attention": True}, ("backbone", "attn", "pose_net", "root_net"),
+    ),
+    "voxelpose_panoptic": (lambda s: s, {}, ("backbone", "root_net", "pose_net")),
+    "voxelpose_shelf": (prefixed, {"backbone": False}, ("root_net", "pose_net")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED_PARTS))
+def test_published_parts_are_told_apart_and_loaded(name, tmp_path):
+    written, options, parts = PUBLISHED_PARTS[name]
+    source, target = voxel_network(**options), voxel_network(**options)
+    torch.save(written(some_parts(source.state_dict(), *parts)), tmp_path / f"{name}.pth.tar")
+    checkpoint = read(tmp_path / f"{name}.pth.tar")
+    assert set(parts_of(checkpoint.state_dict)) == set(parts)
+    whole = set(parts) == {part for part, _ in source.named_children()}
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    reports = load_parts(target, checkpoint, () if whole else parts)
+    assert set(reports) == set(parts)
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, (source.state_dict() if key.split(".")[0] in parts else before)[key]), key
+    if not whole:
+        with pytest.raises(WeightsError, match="the file has no pose_net"):
+            load_parts(target, checkpoint)
+    assert checkpoint.kind in ("voxelpose", "selfpose3d", "voxelpose_backbone")
+    found = needs_of(checkpoint.state_dict)
+    assert found.settings["TASK"] == ("selfpose3d" if "attn" in parts else "voxelpose")
+    assert found.settings["MODEL.NUM_JOINTS"] == 4 and found.notes
+
+
+def test_the_backbone_of_a_whole_file_is_not_that_of_its_attention():
+    source, target = voxel_network(attention=True), voxel_network()
+    checkpoint = Checkpoint("selfpose3d", source.state_dict(), source="cam5_posenet")
+    assert set(load_parts(target, checkpoint, ("backbone",))) == {"backbone"}
+    assert equal(target.backbone.state_dict(), source.backbone.state_dict())
+    assert not torch.equal(target.backbone.conv1.weight, source.attn.backbone.conv1.weight)
+    assert set(load_parts(target, checkpoint)) == {"backbone", "pose_net", "root_net"}  # inference needs no attention
+    bare = Checkpoint("pose_resnet", source.backbone.state_dict(), source="pose_resnet50_panoptic")
+    assert set(load_parts(target, bare, ("backbone",))) == {"backbone"}
+
+
+def test_parts_that_do_not_fit_are_all_named_and_nothing_is_loaded():
+    target = voxel_network(joints=4)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    source = voxel_network(joints=4, root=0)
+    state = source.state_dict()
+    del state["pose_net.v2v_net.output_layer.bias"]
+    state["backbone.extra.weight"] = torch.zeros(1)
+    state["joint_net.conv.weight"] = torch.zeros(1)
+    with pytest.raises(WeightsError) as error:
+        load_parts(target, Checkpoint("voxelpose", state, source="other.pth.tar"))
+    message = str(error.value)
+    for part in (
+        "other.pth.tar looks like a VoxelPose checkpoint", "the model has no joint_net", "backbone: 1 not part of the model (extra.weight)",
+        "pose_net: 1 missing (v2v_net.output_layer.bias)", "root_net: 1 of another shape (v2v_net.front_layers.0.block.0.weight: "
+        "[16, 1, 7, 7, 7] in the file, [16, 4, 7, 7, 7] in the model)", "its root network takes the heatmap of the root joint alone",
+    ):  # fmt: skip
+        assert part in message
+    assert equal(before, target.state_dict())
+    with pytest.raises(WeightsError, match="the model has no attn"):
+        load_parts(target, Checkpoint("selfpose3d", voxel_network(attention=True).state_dict()), ("attn",))
+    faster = Checkpoint("", {"backbone.conv1.weight": torch.zeros(1), "pose_net.center_net.weight": torch.zeros(1)}, source="faster")
+    with pytest.raises(WeightsError, match="pose_net has no volume filters.*backbone may be loaded"):
+        voxelpose_arguments(faster.state_dict, "faster")
+    with pytest.raises(WeightsError, match="different numbers of joints .backbone 4, pose_net 5"):
+        voxelpose_arguments(some_parts(source.state_dict(), "backbone") | some_parts(voxel_network(5).state_dict(), "pose_net"))
+
+
+def test_arguments_of_a_whole_network():
+    with torch.device("meta"):
+        attention = nn.Module()
+        attention.backbone = PoseResNet(18, 15, "heatmap")
+        model = VoxelPose(15, backbone=PoseResNet(50, 15, "heatmap"), root=2)
+        model.attn = attention
+    expected = {"joints": 15, "layers": 50, "attention_layers": 18, "root_alone": True}
+    assert voxelpose_arguments(model.state_dict()) == expected
+    assert needs_of(model.state_dict()).settings == {
+        "TASK": "selfpose3d", "DATASET.SKELETON": "panoptic15", "MODEL.NAME": "voxelpose", "MODEL.NUM_JOINTS": 15,
+        "MODEL.EXTRA.NUM_LAYERS": 50, "VOXEL.ROOT_HEATMAP": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["mean", "reference"])
+def test_heatmaps_of_coco_become_those_of_panoptic_by_name(rule):
+    coco, panoptic = get("coco17"), get("panoptic15")
+    state = network(17, "heatmap").state_dict()
+    changed = backbone_state(state, "panoptic15", rule=rule)
+    assert {k for k in state if not torch.equal(changed[k], state[k])} == {"final_layer.weight", "final_layer.bias"}
+    for key in ("final_layer.weight", "final_layer.bias"):
+        for row, joint in zip(changed[key], panoptic.joints, strict=True):
+            sides = [f"{side}_{ {'neck': 'shoulder', 'pelvis': 'hip'}.get(joint)}" for side in "lr"]
+            rows = [state[key][coco.index(name)] for name in ([joint] if joint in coco.joints else sides)]
+            expected = rows[0] if rule == "reference" else sum(rows) / len(rows)
+            torch.testing.assert_close(row, expected)
+    if rule == "reference":
+        published = [5, 0, 11, 5, 7, 9, 11, 13, 15, 6, 8, 10, 12, 14, 16]
+        assert torch.equal(changed["final_layer.bias"], state["final_layer.bias"][published])
+    whole = {f"backbone.{k}": v for k, v in state.items()} | {"attn.backbone.final_layer.bias": torch.zeros(15)}
+    assert equal(backbone_state(whole, "panoptic15", rule=rule), changed)
+    assert equal(backbone_state(state, "coco17"), state)
+    with pytest.raises(WeightsError, match="4 heatmaps, expected 15, 16 or 17"):
+        backbone_state(network(4, "heatmap").state_dict(), "panoptic15")
+    with pytest.raises(WeightsError, match="no backbone, only root_net"):
+        backbone_state({"root_net.v2v_net.a": torch.zeros(1)}, "panoptic15")
+
+
+def test_start_weights_of_a_backbone_come_from_any_file_that_has_one():
+    source = network(17, "heatmap").state_dict()
+    whole = {f"backbone.{k}": v for k, v in source.items()} | {"pose_net.center_net.weight": torch.zeros(1)}  # another network's parts
+    for state in (source, whole):
+        target = network(15, "heatmap")
+        report = load_backbone(target, Checkpoint("", dict(state), source="coco.pth"), "panoptic15")
+        assert len(report.loaded) == len(source) and not report.missing and not report.unexpected
+        assert equal(target.state_dict(), backbone_state(source, "panoptic15"))
+    target = network(17, "heatmap")
+    with pytest.raises(WeightsError, match="17 heatmaps, expected 15 of panoptic15"):
+        load_backbone(target, Checkpoint("", dict(source), {"skeleton": "panoptic15"}, "odd.pth"), "coco17")
+    load_backbone(target, Checkpoint("", dict(source), {"skeleton": "h36m17"}, "h36m.pth"), "coco17")
+    assert torch.equal(target.final_layer.bias[get("coco17").index("l_knee")], source["final_layer.bias"][get("h36m17").index("l_knee")])
+    trunk = {k: v for k, v in source.items() if k.startswith(("conv1", "bn1", "layer"))} | {"fc.weight": torch.zeros(1000, 8)}
+    report = load_backbone(network(15, "heatmap"), Checkpoint("resnet", trunk, source="imagenet.pth"), "panoptic15")
+    assert report.unexpected == ("fc.weight",) and "final_layer.weight" in report.missing
+    with pytest.raises(WeightsError, match="does not fit the model .SmallPose. exactly"):
+        other = source | {"depth_fc.weight": torch.zeros(1)}
+        load_backbone(network(15, "heatmap"), Checkpoint("", other, source="other.pth"), "panoptic15")
+
+
+def test_initialise_takes_the_parts_that_a_file_has(tmp_path, caplog):
+    source, path = voxel_network(joints=15, root=0, attention=True), tmp_path / "start.pth.tar"
+    coco = network(17, "heatmap").state_dict()
+    stages = {  # what a stage of the published training starts from -> the parts it gives
+        "coco": (coco, ["backbone"]),
+        "backbone": (some_parts(source.state_dict(), "backbone"), ["backbone"]),
+        "root": (some_parts(source.state_dict(), "backbone", "root_net"), ["root_net", "backbone"]),
+        "all": (source.state_dict(), ["pose_net", "root_net", "backbone"]),
+    }
+    for name, (state, parts) in stages.items():
+        torch.save(state, path)
+        target = voxel_network(joints=15, root=0)
+        before = {key: value.clone() for key, value in target.state_dict().items()}
+        with caplog.at_level("INFO", "parallax"):
+            caplog.clear()
+            initialise(target, section(PRETRAINED=str(path)), "panoptic15")
+        assert [record.getMessage().split(": ")[2] for record in caplog.records] == parts
+        wanted = source.state_dict()
+        if name == "coco":
+            wanted = {f"backbone.{key}": value for key, value in backbone_state(coco, "panoptic15").items()}
+        for key, value in target.state_dict().items():
+            assert torch.equal(value, (wanted if key.split(".")[0] in parts else before)[key]), key
+    torch.save({key: torch.zeros(2) for key in KEYS["refiner"]}, path)
+    with pytest.raises(WeightsError, match="looks like a refiner.*none of the parts of the model .backbone, pose_net, root_net"):
+        initialise(target, section(PRETRAINED=str(path)), "panoptic15")

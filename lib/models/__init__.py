@@ -3,4 +3,5 @@
 MODELS = {
     "pose3d_resnet": "lib.models.pose_resnet:PoseResNet",
     "temporal": "lib.models.temporal:TemporalModel",
+    "voxelpose": "lib.models.voxelpose:VoxelPose",
 }

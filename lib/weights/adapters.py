@@ -62,6 +62,10 @@ KINDS: dict[str, Kind] = {
         lambda state: any(k.startswith(("root_net.", "pose_net.")) for k in state),
         "VoxelPose", ("root_net.", "pose_net.", "backbone."), "use it with TASK voxelpose",
     ),
+    "voxelpose_backbone": Kind(
+        _has("backbone.conv1.", "backbone.layer1.", "backbone.deconv_layers.", "backbone.final_layer."),
+        "VoxelPose or SelfPose3d backbone", ("backbone.",), "use it with TASK voxelpose or selfpose3d, as the start of the backbone",
+    ),
     "refiner": Kind(
         _has("linear_stages.", "w1."), "refiner", ("w1", "linear_stages.0"),
         "run refiner/main.py, or set MODEL.PRETRAINED to an image model",

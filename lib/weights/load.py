@@ -1,7 +1,7 @@
 """Weights into a model: read any known file safely, load what fits, say what did not."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lib.weights.adapters import Checkpoint, State, describe, kind_of, resnet_la
 from lib.weights.imagenet import imagenet_state
 from lib.weights.needs import differences, needs_of
 from lib.weights.unpickle import Inert, load_file
+from lib.weights.voxelpose import backbone_state, parts_of
 
 log = logging.getLogger("parallax")
 HEADS = ("final_layer.", "depth_fc.")  # what a network for other joints has of its own
@@ -77,8 +78,16 @@ def load_into(
     source, found = checkpoint.source, dict(checkpoint.state_dict)
     target = model.state_dict()
     inflated = _inflate(found, target, inflate) if inflate > 0 else ()
-    fitting = {k: v for k, v in found.items() if k in target and v.shape == target[k].shape}
+    fitting, report = compare(found, target, inflated)
     counted = {k for k in target if not k.endswith("num_batches_tracked")}
+    _check(model, report, found, target, counted, source, strict)
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def compare(found: State, target: State, inflated: tuple[str, ...] = ()) -> tuple[State, LoadReport]:
+    """The tensors of a file that fit a model's by name and shape, and what becomes of the others."""
+    fitting = {k: v for k, v in found.items() if k in target and v.shape == target[k].shape}
     report = LoadReport(
         loaded=tuple(k for k in target if k in fitting),
         skipped_shape=tuple(
@@ -86,13 +95,101 @@ def load_into(
             for k in target
             if k in found and k not in fitting
         ),
-        missing=tuple(k for k in target if k in counted and k not in found),
+        missing=tuple(k for k in target if k not in found and not k.endswith("num_batches_tracked")),
         unexpected=tuple(k for k in found if k not in target),
         inflated=inflated,
     )
-    _check(model, report, found, target, counted, source, strict)
-    model.load_state_dict(fitting, strict=False)
-    return report
+    return fitting, report
+
+
+def load_parts(
+    model: nn.Module, checkpoint: Checkpoint, parts: Sequence[str] = (), optional: Sequence[str] = ("attn",)
+) -> dict[str, LoadReport]:
+    """Copy parts of a VoxelPose or SelfPose3d network; each must fit exactly, but `num_batches_tracked` may be absent.
+
+    Args:
+        model: with sub-modules of these names, see lib/models/voxelpose.py.
+        checkpoint: any published form: a whole network, some of its parts, or a bare pose ResNet, which is a backbone.
+        parts: such as ("backbone",) or ("root_net",); () = all of the model's, and the file must have no others.
+        optional: with all parts, these may be on one side alone; SelfPose3d needs its attention network for training only.
+
+    Returns:
+        A report for each part that was loaded.
+
+    Raises:
+        WeightsError: a part is missing on either side or does not fit; all problems are listed. The model is then unchanged.
+    """
+    found = parts_of(checkpoint.state_dict)
+    there = {name: module for name, module in model.named_children() if module.state_dict()}
+    wanted = tuple(parts) or tuple(part for part in there if part in found or part not in optional)
+    extra = () if parts else tuple(part for part in found if part not in there and part not in optional)
+    problems, reports, fitting = [f"the model has no {part}" for part in extra], {}, {}
+    for part in wanted:
+        if part not in found or part not in there:
+            side = "the model" if part in found else "the file"
+            problems.append(f"{side} has no {part}")
+            continue
+        fitting[part], reports[part] = compare(found[part], there[part].state_dict())
+        report = reports[part]
+        problems += [
+            f"{part}: {len(keys)} {text} ({_some(keys)})"
+            for text, keys in (
+                ("of another shape", report.skipped_shape),
+                ("missing", report.missing),
+                ("not part of the model", report.unexpected),
+            )
+            if keys
+        ]
+    if problems:
+        looks, _ = describe(checkpoint.state_dict)
+        needs = "; ".join(needs_of(checkpoint.state_dict, checkpoint.meta).notes)
+        raise WeightsError(
+            f"{checkpoint.source} {looks} and has {_some(tuple(found))}, but does not fit the model ({type(model).__name__} with "
+            f"{', '.join(there)}): {'; '.join(problems)}; set the model to what the file was trained with{f' ({needs})' if needs else ''}, "
+            "or load only the parts that fit"
+        )
+    for part, tensors in fitting.items():
+        there[part].load_state_dict(tensors, strict=False)
+    return reports
+
+
+def load_backbone(
+    backbone: nn.Module, checkpoint: Checkpoint, skeleton: str, source_skeleton: str = "", rule: str = "mean"
+) -> LoadReport:
+    """Start weights of a pose ResNet from any file that has one, its heatmaps brought to the joints of `skeleton` by name.
+
+    Args:
+        source_skeleton, rule: see `lib.weights.voxelpose.backbone_state`; '' = as the file says, else by the number of heatmaps.
+
+    Raises:
+        WeightsError: the file has no backbone, or one that does not fit; all but the head of an ImageNet ResNet must. The model is then
+            unchanged.
+    """
+    told = checkpoint.meta.get("skeleton")
+    source_skeleton = source_skeleton or (told if isinstance(told, str) else "")
+    state = backbone_state(checkpoint.state_dict, skeleton, source_skeleton, rule, checkpoint.source)
+    return load_into(backbone, replace(checkpoint, state_dict=state), strict=kind_of(state) != "resnet")
+
+
+def start_parts(model: nn.Module, checkpoint: Checkpoint, skeleton: str) -> dict[str, LoadReport]:
+    """Start weights of a VoxelPose or SelfPose3d network: each part that both it and the file have, others stay as they are.
+
+    The backbone may be of another skeleton (`load_backbone`), the other parts must fit.
+
+    Raises:
+        WeightsError: no part in common, or one that does not fit. The model may then have other parts already.
+    """
+    found = parts_of(checkpoint.state_dict)
+    common = [part for part, module in model.named_children() if part in found and module.state_dict()]
+    if not common:
+        looks, use = describe(checkpoint.state_dict)
+        there = ", ".join(name for name, _ in model.named_children())
+        raise WeightsError(f"{checkpoint.source} {looks}, but has none of the parts of the model ({there}); {use}")
+    others = [part for part in common if part != "backbone"]
+    reports = load_parts(model, checkpoint, others) if others else {}
+    if "backbone" in common:
+        reports["backbone"] = load_backbone(model.get_submodule("backbone"), checkpoint, skeleton)
+    return reports
 
 
 def initialise(model: nn.Module, cfg: Any, skeleton: str = "") -> None:
@@ -100,16 +197,21 @@ def initialise(model: nn.Module, cfg: Any, skeleton: str = "") -> None:
 
     Args:
         cfg: the whole configuration; reads MODEL.
-        skeleton: joints of the model's output; a head trained for another skeleton is left out, even of equal size.
+        skeleton: joints of the model's output; a head trained for another skeleton is left out, even of equal size. A network of
+            VoxelPose's parts takes those that the file has, see `start_parts`.
 
     Raises:
         WeightsError: MODEL.PRETRAINED or MODEL.INIT_FILE cannot be read or does not fit.
     """
     section = cfg.MODEL
     if section.PRETRAINED:
-        checkpoint = _without_foreign_head(read(section.PRETRAINED), skeleton)
-        report = load_into(model, checkpoint, inflate=section.INFLATE)
-        log.info("weights: %s: %s", section.PRETRAINED, report.summary())
+        checkpoint = read(section.PRETRAINED)
+        if "root_net" in dict(model.named_children()):
+            for part, report in start_parts(model, checkpoint, skeleton).items():
+                log.info("weights: %s: %s: %s", section.PRETRAINED, part, report.summary())
+        else:
+            report = load_into(model, _without_foreign_head(checkpoint, skeleton), inflate=section.INFLATE)
+            log.info("weights: %s: %s", section.PRETRAINED, report.summary())
     elif section.RESUME:
         log.info("weights: those of MODEL.RESUME %s", section.RESUME)
     elif section.INIT_WEIGHTS:

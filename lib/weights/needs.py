@@ -12,6 +12,7 @@ from lib.errors import WeightsError
 from lib.skeleton import SKELETONS
 from lib.weights.adapters import Checkpoint, kind_of, resnet_layers, resnet_stages
 from lib.weights.temporal import CAUSAL_NOTE, recorded, temporal_arguments, temporal_needs, to_lifting_state
+from lib.weights.voxelpose import voxelpose_needs
 
 PUBLISHED = ((17, 64), (16, 64))  # joints and depth bins of the published volumes
 _JOINTS = sorted({skeleton.num for skeleton in SKELETONS.values()})
@@ -19,6 +20,7 @@ _LEAST_BINS = 4  # fewer depth bins are no volume
 _MPII, _H36M, _COCO = "mpii16", "h36m17", "coco17"
 _LAYOUT = "TEMPORAL.LAYOUT"
 LIFTING = ("videopose3d", "lifting")  # kinds of networks that lift keypoints
+VOXELS = ("voxelpose", "selfpose3d", "voxelpose_backbone")  # kinds of networks, or parts of them, that see several people at once
 _LIFTED = {17: _H36M, 15: "humaneva15", 20: "humaneva20"}  # joints of lifted poses -> skeleton
 _LAYOUTS = {16: _MPII, 17: _COCO, 15: "humaneva15", 20: "humaneva20"}  # joints of keypoints -> skeleton, where the poses have others
 # joints and head -> skeleton; seventeen 2D heatmaps are COCO's, seventeen joints with depth Human3.6M's
@@ -77,6 +79,8 @@ def needs_of(
         return _refiner(state)
     if kind in LIFTING:
         return _lifting(state, meta or {})
+    if kind in VOXELS:
+        return _voxels(state)
     if kind == "resnet":
         layers = resnet_layers(state)
         note = "holds a backbone alone: give it as MODEL.INIT_FILE; a classifier (fc) in it is ignored"
@@ -219,6 +223,14 @@ def _lifting(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Needs:
         settings["TEMPORAL.CAUSAL"] = causal
     else:
         notes.append(CAUSAL_NOTE)
+    return Needs(settings, notes=tuple(notes))
+
+
+def _voxels(state: Mapping[str, Tensor]) -> Needs:
+    try:
+        settings, notes = voxelpose_needs(state, "the network")
+    except WeightsError as error:
+        return Needs({}, notes=(str(error),))
     return Needs(settings, notes=tuple(notes))
 
 
