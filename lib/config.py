@@ -39,6 +39,7 @@ FRACTION = Check(lambda v: 0 <= v <= 1, "between 0 and 1")
 CROP_SIZE = each(lambda e: e > 0 and e % 32 == 0, "[width, height], both positive multiples of 32", 2)
 PICTURE_SIZE = each(lambda e: e > 0, "[width, height], both positive", 2)
 WIDTHS = each(lambda e: e > 0, "positive whole numbers")
+FROM_TO = Check(lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two positive numbers, the smaller one first")
 CAMERAS = Check(lambda v: all(e >= 0 for e in v) and len(set(v)) == len(v), "different camera indices, counted from 0")
 EPOCHS = Check(lambda v: all(a < b for a, b in zip((0, *v), v, strict=False)), "increasing epochs, the first after 0")
 DEVICE = Check(lambda v: re.fullmatch(r"[a-z]+(:\d+)?", v) is not None, "auto, or the name of a torch device")
@@ -50,9 +51,9 @@ WEIGHTS_HELP = "see models/README.md for the download, or train what makes it fi
 TREE = Group("", {
     "TASK": Key("integral", "What is trained and how it is judged: a network on annotated joints (integral), or on "
                 "joints that are triangulated from a frozen 2D network in several views (epipolar), a small "
-                "network that cleans the 3D poses of another one (refine), or a network that lifts 2D keypoints over "
-                "time (temporal).",
-                choices=("integral", "epipolar", "refine", "temporal")),
+                "network that cleans the 3D poses of another one (refine), a network that lifts 2D keypoints over time "
+                "(temporal), or networks that find several people in the space before several cameras (voxelpose).",
+                choices=("integral", "epipolar", "refine", "temporal", "voxelpose")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
     "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
@@ -251,12 +252,46 @@ TREE = Group("", {
         "TABLES": Key("auto", "Where keypoints and poses lie: in the memory of the host, or of the device that computes; auto = there, if "
                       "they are small.", choices=("auto", "host", "device")),
     }),
+    "VOXEL": Group("Several people in the volume that several cameras see (VoxelPose): where they are, then how each one stands.", {
+        "SPACE_SIZE": Key([], "Sides of the space in mm, x, y, z; empty = found from what the cameras see.",
+                          Check(lambda v: len(v) in (0, 3) and all(e > 0 for e in v), "three lengths above 0 mm, or []"), of=float),
+        "SPACE_CENTER": Key([], "Its middle in mm of the world; empty = found with the size.",
+                            Check(lambda v: len(v) in (0, 3), "three coordinates in mm, or []"), of=float),
+        "CUBES": Key([80, 80, 20], "Voxels of the space along x, y, z; multiples of 4.",
+                     Check(lambda v: len(v) == 3 and all(e > 0 and e % 4 == 0 for e in v), "three multiples of 4")),
+        "PERSON_SIZE": Key([2000.0, 2000.0, 2000.0], "Sides in mm of the cube around a person.",
+                           Check(lambda v: len(v) == 3 and all(e > 0 for e in v), "three lengths above 0 mm"), of=float),
+        "PERSON_CUBES": Key([64, 64, 64], "Voxels of the cube around a person; multiples of 4.",
+                            Check(lambda v: len(v) == 3 and all(e > 0 and e % 4 == 0 for e in v), "three multiples of 4")),
+        "ROOT_JOINTS": Key([], "Joints whose mean is a person's place; empty = the skeleton's root, else the middle of the hips.", of=str),
+        "ROOT_HEATMAP": Key(False, "Find people in the root's heatmap alone (SelfPose3d) instead of those of all joints."),
+        "MAX_PEOPLE": Key(10, "People that are looked for at an instant.", at_least(1)),
+        "THRESHOLD": Key(0.3, "Score below which a proposal is nobody.", FRACTION),
+        "NMS_RADIUS_MM": Key(0.0, "Proposals nearer to a better one are dropped; 0 = neighbouring voxels only, as published.", at_least(0)),
+        "MATCH_MM": Key(500.0, "Distance up to which a proposal stands for a labelled person in training.", at_least(0)),
+        "BETA": Key(100.0, "Sharpness of the soft maximum that reads a joint from its volume.", POSITIVE),
+        "ROOT_SIGMA_MM": Key(200.0, "Standard deviation of the blobs that teach where people are.",
+                             Check(lambda v: v > 0, "more than 0")),
+        "RULE": Key("exact", "Which views count for a voxel: those that really see it, or as VoxelPose has it (reference).",
+                    choices=("exact", "reference")),
+        "HEATMAPS": Key("network", "Where 2D heatmaps come from: the backbone, or 2D keypoints that are drawn as blobs.",
+                        choices=("network", "keypoints")),
+        "SCALED_SIGMA": Key(False, "Draw the blobs of large people larger, as VoxelPose does."),
+        "PARTS": Key(["root_net", "pose_net"], "Networks that are trained: backbone, root_net, pose_net; the others stay as they are, and "
+                     "where nothing needs them they are not run.",
+                     each(lambda e: e in ("backbone", "root_net", "pose_net"), "backbone, root_net or pose_net"), of=str),
+        "WEIGHT_2D": Key(1.0, "Weight of the heatmaps' loss, where the 2D network is trained.", at_least(0)),
+        "WEIGHT_ROOT": Key(1.0, "Weight of the loss of people's places.", at_least(0)),
+        "WEIGHT_POSE": Key(1.0, "Weight of the loss of poses.", at_least(0)),
+        "CHUNK": Key(0, "People that go through the pose network at once; 0 = all.", at_least(0)),
+    }),
     "SYNTH": Group("The embedded world that is generated into DATASET.ROOT when that folder is missing.", {
         "PRETRAIN": Key(4000, "Instants of the 2D pretraining split.", at_least(0)),
         "TRAIN": Key(1000, "Instants of the training split; each is seen by all cameras.", at_least(0)),
         "VALID": Key(200, "Instants of the evaluated split, of other subjects.", at_least(0)),
         "SIZE": Key([256, 256], "Width and height of the images, in pixels.", PICTURE_SIZE),
         "RIG": Key("h36m", "Arrangement of the cameras: h36m, panoptic5, ring, or ring and their number."),
+        "PEOPLE": Key([1, 1], "Fewest and most persons in a scene; boxes and pillars stand about a single one only.", FROM_TO),
         "OBJECTS": Key(True, "Put boxes and pillars into the rooms, which hide parts of the people now and then."),
         "SEED": Key(0, "Seed of the world.", at_least(0)),
         "NATIVE": Key(False, "Make the embedded world in the layout that DATASET.DATASET names, as if it were that data set."),

@@ -17,7 +17,10 @@ from tests.conftest import ROOT
 
 YAMLS = sorted(p for p in (ROOT / "experiments" / "synthetic").rglob("*.yaml") if not p.stem.startswith("base"))
 NATIVE = [p for p in YAMLS if p.parent.name in ("h36m", "mpii")]  # in the layouts of real data sets
+PEOPLE = [p for p in YAMLS if p.stem.startswith("voxelpose")]  # whole frames of several people
 LIFTING = [p for p in YAMLS if p.stem.startswith(("temporal", "mocap"))]  # from keypoints, without images
+CROPS = [p for p in YAMLS if p not in NATIVE + LIFTING + PEOPLE]
+PANOPTIC = sorted(p for p in (ROOT / "experiments" / "panoptic").glob("*.yaml") if p.stem != "base")
 VIDEO = sorted(p for p in (ROOT / "experiments" / "video" / "h36m").glob("*.yaml") if p.stem != "base")
 SMALL = {
     "SYNTH.PRETRAIN": 16, "SYNTH.TRAIN": 6, "SYNTH.VALID": 2, "SYNTH.SIZE": [96, 96], "SYNTH.OBJECTS": True,
@@ -47,7 +50,7 @@ def pairs(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("path", [p for p in YAMLS if p not in NATIVE + LIFTING], ids=lambda p: str(p.relative_to(ROOT / "experiments")))
+@pytest.mark.parametrize("path", CROPS, ids=lambda p: str(p.relative_to(ROOT / "experiments")))
 def test_each_experiment_makes_a_step_and_is_judged(small, pairs, path):
     settings, weights = small
     cfg = load(path)
@@ -101,6 +104,25 @@ def test_each_twin_of_a_published_experiment_runs(native, path):
     if resume:
         judged = commands.validate(cfg.with_values({"MODEL.RESUME": str(run_dir.run_path(cfg) / run_dir.BEST)}))
         assert judged["metrics"] == pytest.approx(results["metrics"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    """Settings with a few small frames of several people, in the layout of CMU Panoptic."""
+    folder = tmp_path_factory.mktemp("crowd")
+    tiny = {name: value for name, value in SMALL.items() if name != "MODEL.DEPTH_RES"} | {"SYNTH.PRETRAIN": 0, "SYNTH.TRAIN": 3}
+    tiny |= {"VOXEL.CUBES": [16, 16, 8], "VOXEL.PERSON_CUBES": [16, 16, 16], "MODEL.IMAGE_SIZE": [96, 64], "TRAIN.BATCH_SIZE": 2}
+    world = {"SYNTH.NATIVE": True, "SYNTH.RIG": "panoptic5", "SYNTH.PEOPLE": [2, 3], "SYNTH.OBJECTS": False}
+    return tiny | world | {"DATASET.ROOT": str(folder / "world"), "OUTPUT_DIR": str(folder / "output"), "DATASET.OPTIONS": {"interval": 1}}
+
+
+@pytest.mark.parametrize("path", [*PEOPLE, *PANOPTIC], ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_each_experiment_with_several_people_makes_a_step_and_is_judged(crowd, path):
+    cfg = load(path).with_values(crowd | {"MODEL.PRETRAINED": "", "EXP_NAME": f"{path.parent.name}-{path.stem}"})
+    commands.train(cfg)
+    results = json.loads((run_dir.run_path(cfg) / "results.json").read_text())
+    expected = "peak_recall_percent" if "backbone" in cfg.VOXEL.PARTS else "map_percent"
+    assert results["step"] == 1 and expected in results["metrics"]
 
 
 @pytest.fixture(scope="module")

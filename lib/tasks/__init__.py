@@ -9,6 +9,7 @@ TASKS = {
     "epipolar": "lib.tasks.epipolar:EpipolarTask",
     "refine": "refiner.task:RefineTask",
     "temporal": "lib.tasks.temporal:TemporalTask",
+    "voxelpose": "lib.tasks.voxelpose:VoxelPoseTask",
 }
 
 __all__ = ["TASKS", "Step", "Task", "build"]

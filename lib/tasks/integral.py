@@ -43,13 +43,13 @@ def head_name(cfg: Config) -> str:
     return "volume" if cfg.MODEL.VOLUME else "heatmap_depth"
 
 
-def build_model(cfg: Config, joints: int) -> torch.nn.Module:
-    """The network of the MODEL section with fresh weights."""
+def build_model(cfg: Config, joints: int, name: str = "", head: str = "") -> torch.nn.Module:
+    """The network of the MODEL section with fresh weights; `name` and `head` in place of what the section says."""
     extra = cfg.MODEL.EXTRA
-    return resolve(MODELS, cfg.MODEL.NAME, key="MODEL.NAME")(
+    return resolve(MODELS, name or cfg.MODEL.NAME, key="MODEL.NAME")(
         layers=extra.NUM_LAYERS,
         joints=joints,
-        head=head_name(cfg),
+        head=head or head_name(cfg),
         depth_bins=cfg.MODEL.DEPTH_RES,
         deconv_filters=extra.NUM_DECONV_FILTERS[: extra.NUM_DECONV_LAYERS],
         deconv_kernels=extra.NUM_DECONV_KERNELS[: extra.NUM_DECONV_LAYERS],

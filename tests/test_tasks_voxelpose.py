@@ -1,0 +1,150 @@
+"""Several people before several cameras: what each stage learns, what is predicted, and what a checkpoint remembers."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib.config import defaults
+from lib.engine import commands, run_dir
+from lib.errors import ConfigError
+from lib.metrics.peaks import peak_hits
+from lib.tasks import Step, build
+from lib.tasks.restore import restore
+from lib.tasks.voxelpose import VoxelPoseTask
+
+SMALL = {
+    "TASK": "voxelpose", "MODEL.NAME": "voxelpose", "MODEL.NUM_JOINTS": 15, "MODEL.IMAGE_SIZE": [96, 64], "MODEL.INIT_WEIGHTS": False,
+    "MODEL.EXTRA.NUM_LAYERS": 18, "MODEL.EXTRA.NUM_STAGES": 2, "MODEL.EXTRA.NUM_DECONV_LAYERS": 1,
+    "MODEL.EXTRA.NUM_DECONV_FILTERS": [8], "MODEL.EXTRA.NUM_DECONV_KERNELS": [4],
+    "DATASET.DATASET": "panoptic", "DATASET.TRAIN_SET": "train", "DATASET.TEST_SET": "valid", "DATASET.OPTIONS": {"interval": 1},
+    "DATASET.ROT_FACTOR": 0.0, "DATASET.SCALE_FACTOR": 0.0, "DATASET.FLIP": False, "LOSS.SIGMA": 1.5,
+    "VOXEL.SPACE_SIZE": [5120, 5120, 2000], "VOXEL.SPACE_CENTER": [0, 0, 900], "VOXEL.CUBES": [20, 20, 8],
+    "VOXEL.PERSON_CUBES": [16, 16, 16], "VOXEL.MAX_PEOPLE": 4,
+    "SYNTH.NATIVE": True, "SYNTH.RIG": "panoptic5", "SYNTH.SIZE": [96, 54], "SYNTH.PEOPLE": [2, 3], "SYNTH.PRETRAIN": 0,
+    "SYNTH.TRAIN": 4, "SYNTH.VALID": 2, "TRAIN.BATCH_SIZE": 2, "TRAIN.MAX_STEPS": 1, "TEST.BATCH_SIZE": 2, "WORKERS": 0, "DEBUG.FIGURES": 1,
+}  # fmt: skip
+KEYPOINTS = {"VOXEL.HEATMAPS": "keypoints", "VOXEL.PARTS": ["root_net", "pose_net"]}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("people")
+    return SMALL | {"DATASET.ROOT": str(folder / "world"), "OUTPUT_DIR": str(folder / "output")}
+
+
+def task_of(settings, **changes) -> VoxelPoseTask:
+    torch.manual_seed(0)
+    return build(defaults().with_values(settings | changes))
+
+
+def batch_of(task, count=2) -> dict:
+    return task.train_data()["train"].__getitems__([(i, 0) for i in range(count)])
+
+
+@pytest.mark.parametrize("parts", [["backbone"], ["root_net"], ["pose_net"], ["backbone", "root_net", "pose_net"]], ids="+".join)
+def test_only_the_parts_that_are_named_learn(settings, parts):
+    # An untrained root network proposes places far from everybody: whatever it proposes is matched.
+    task = task_of(settings, **{"VOXEL.PARTS": parts, "VOXEL.THRESHOLD": 0.0, "VOXEL.MATCH_MM": 1e5}).train()
+    losses = task({"train": batch_of(task)}, Step(0, 0, 0.0))
+    losses["total"].backward()
+    learning = {name.split(".")[0] for name, p in task.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert learning == set(parts)
+    names = {"backbone": "heatmaps", "root_net": "roots", "pose_net": "poses_mm"}
+    assert set(losses) == {names[part] for part in parts} | {"total"}
+    assert losses["total"].item() == pytest.approx(sum(losses[names[part]].item() for part in parts), rel=1e-5)
+
+
+def test_exact_heatmaps_teach_where_people_are(settings):
+    """From drawn keypoints alone the root network learns an instant by heart, and then finds its people."""
+    task = task_of(settings, **KEYPOINTS | {"VOXEL.PARTS": ["root_net"], "VOXEL.THRESHOLD": 0.2})
+    batch = batch_of(task, 1)
+    assert "image" not in batch
+    optimizer = torch.optim.Adam(task.param_groups(), 3e-3)
+    task.train()
+    for step in range(60):
+        optimizer.zero_grad()
+        task({"train": batch}, Step(step, 0, 0.0))["total"].backward()
+        optimizer.step()
+    task.eval()
+    with torch.no_grad():
+        pred = task.predict(batch)
+    found = pred["centers"][0][pred["found"][0]]
+    roots = batch["X_world"][0, : int(batch["n_people"][0]), task.roots].mean(1)
+    distance = torch.cdist(roots, found).amin(1)
+    pitch = max(task.facts()["voxel_mm"])
+    assert len(found) == len(roots) and (distance < pitch).all()
+    evaluator = task.evaluator(task.train_data()["train"])
+    evaluator.update(pred, batch)
+    assert evaluator.compute().metrics["root_recall500_percent"] == 100
+
+
+def test_mirrored_frames_give_the_same_heatmaps_to_the_space(settings):
+    """A mirrored picture has left and right exchanged; what meets the voxels and the labels has not."""
+    flipped = task_of(settings, **{"DATASET.FLIP": True, "DATASET.FLIP_PROB": 1.0})
+    plain = task_of(settings)
+    one, other = batch_of(flipped, 1), batch_of(plain, 1)
+    assert one["flipped"].all() and not other["flipped"].any()
+
+    class Bright(torch.nn.Module):  # its maps show the picture, each joint's in a strength of its own
+        def forward(self, image):
+            maps = torch.nn.functional.avg_pool2d(image.mean(1, keepdim=True), 8)
+            return maps.expand(-1, 15, -1, -1) * torch.arange(1, 16)[:, None, None]
+
+    for task in (flipped, plain):
+        task.model.backbone = Bright()
+    hm, _ = flipped.heatmaps(one)
+    back, _ = plain.heatmaps(other)
+    mirrored = back.flip(-1)[:, :, flipped.flip]
+    assert (hm - mirrored).abs().max() < 0.35 * mirrored.abs().max()  # pictures are warped, so equal but for their edges
+
+
+@pytest.mark.parametrize("changes", [{"VOXEL.PARTS": ["backbone"]}, {}, KEYPOINTS], ids=["backbone", "network", "keypoints"])
+def test_a_run_is_judged_and_its_checkpoint_restored(settings, changes):
+    cfg = defaults().with_values(settings | changes | {"EXP_NAME": "-".join(changes) or "all", "VOXEL.THRESHOLD": 0.0})
+    results = commands.train(cfg)
+    expected = "peak_f1_percent" if changes.get("VOXEL.PARTS") == ["backbone"] else "map_percent"
+    assert expected in results["metrics"] or expected == "peak_f1_percent" and "peak_recall_percent" in results["metrics"]
+    task = restore(run_dir.run_path(cfg) / run_dir.LAST)
+    batch = task.eval_data()["valid"].__getitems__([0, 1])
+    with torch.no_grad():
+        pred = task.predict(batch)
+    if expected == "map_percent":
+        kept = np.load(run_dir.run_path(cfg) / "predictions.npz")
+        assert pred["X_world"].shape == (2, 4, 15, 3) and np.array_equal(kept["ids"], [0, 1])
+        assert np.allclose(kept["centers"], pred["centers"].numpy(), atol=1e-2)
+
+
+def test_a_space_that_is_not_named_is_found_and_kept(settings):
+    task = task_of(settings, **{"VOXEL.SPACE_SIZE": [], "VOXEL.SPACE_CENTER": []})
+    assert task.extra_state() == {}
+    samples = task.train_data()["train"]
+    people = samples.ann.X_world[samples.ann.X_valid].reshape(-1, 3)
+    space = task.model.root_net.space
+    low = np.array(space.center) - np.array(space.size) / 2
+    assert (np.abs(people - np.array(space.center))[:, :2] <= np.array(space.size)[:2] / 2).mean() > 0.95 and low[2] <= 0
+    other = task_of(settings, **{"VOXEL.SPACE_SIZE": [], "VOXEL.SPACE_CENTER": []})
+    other.load_extra_state(task.extra_state())
+    assert other.model.root_net.space == space and other.facts()["voxel_mm"] == list(space.pitch)
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"VOXEL.ROOT_JOINTS": ["tail"]}, "VOXEL.ROOT_JOINTS: ['tail'] are no joints of panoptic15"),
+        ({"VOXEL.SPACE_CENTER": []}, "VOXEL.SPACE_SIZE: and SPACE_CENTER belong together"),
+        (KEYPOINTS | {"VOXEL.PARTS": ["backbone"]}, "VOXEL.PARTS: trains the backbone, but VOXEL.HEATMAPS keypoints needs none"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_data_are_read(settings, changes, text):
+    with pytest.raises(ConfigError) as error:
+        task_of(settings, **changes)
+    assert text in str(error.value)
+
+
+def test_peaks_are_counted_where_joints_are():
+    hm = torch.zeros(1, 2, 12, 16)
+    hm[0, 0, 5, 4], hm[0, 0, 9, 14], hm[0, 1, 2, 2] = 0.9, 0.8, 0.2  # the last is below the threshold
+    x_hm = torch.tensor([[[[5.4, 5.0], [2.0, 2.0]], [[8.0, 2.0], [40.0, 2.0]]]])  # two people, two joints
+    valid = torch.ones(1, 2, 2, dtype=torch.bool)
+    hits = peak_hits(hm, x_hm, valid, 0.3, 2)
+    assert hits.tolist() == [[[1, 2, 1, 2], [0, 1, 0, 0]]]
