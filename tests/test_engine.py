@@ -41,7 +41,7 @@ def train_section(**values) -> SimpleNamespace:
     defaults = dict(
         OPTIMIZER="adam", LR=0.1, SCHEDULE="constant", LR_STEP=(2, 4), LR_FACTOR=0.1, WARMUP_STEPS=0, WD=0.0
     )
-    return SimpleNamespace(**{**defaults, "MOMENTUM": 0.9, "NESTEROV": False, **values})
+    return SimpleNamespace(**{**defaults, "MOMENTUM": 0.9, "NESTEROV": False, "AMSGRAD": False, **values})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,21 @@ def test_optimizers_make_the_step_of_their_definition():
     assert one_step(train_section(OPTIMIZER="sgd", WD=0.5)) == pytest.approx(2 - 0.1 * (1 + 0.5 * 2))
     assert one_step(train_section(OPTIMIZER="sgd", NESTEROV=True)) == pytest.approx(2 - 0.1 * 1.9)
     assert one_step(train_section(OPTIMIZER="sgd"), group={"lr": 0.5}) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("amsgrad", [True, False])
+def test_amsgrad_divides_by_the_largest_second_moment_so_far(amsgrad):
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = optim.build_optimizer([{"params": [p]}], train_section(AMSGRAD=amsgrad))
+    optim.set_lr(optimizer, 1.0)
+    place, m, v, largest = 0.0, 0.0, 0.0, 0.0
+    for t, grad in enumerate([1.0] + [0.01] * 300, 1):
+        p.grad = torch.tensor([grad], dtype=torch.float64)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        largest = max(largest, v) if amsgrad else v
+        place -= 0.1 * (m / (1 - 0.9**t)) / ((largest / (1 - 0.999**t)) ** 0.5 + 1e-8)
+    assert p.item() == pytest.approx(place, rel=1e-9)
 
 
 def test_gradients_are_clipped_to_their_norm():
