@@ -52,8 +52,9 @@ TREE = Group("", {
     "TASK": Key("integral", "What is trained and how it is judged: a network on annotated joints (integral), or on "
                 "joints that are triangulated from a frozen 2D network in several views (epipolar), a small "
                 "network that cleans the 3D poses of another one (refine), a network that lifts 2D keypoints over time "
-                "(temporal), or networks that find several people in the space before several cameras (voxelpose).",
-                choices=("integral", "epipolar", "refine", "temporal", "voxelpose")),
+                "(temporal), or networks that find several people in the space before several cameras, from 3D labels (voxelpose) or "
+                "without any (selfpose3d), or from 2D detections and scenes that are made up (scenes).",
+                choices=("integral", "epipolar", "refine", "temporal", "voxelpose", "selfpose3d", "scenes")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
     "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
@@ -166,6 +167,8 @@ TREE = Group("", {
         "JOINTS": Key("", "Joint set of the metrics: empty = all joints, 14 = the common fourteen, 3dhp14 = the fourteen of "
                       "MPI-INF-3DHP (head and neck, no pelvis).", choices=("", "14", "3dhp14"),
                       alias={14: "14"}),
+        "HEAD_RULE": Key("plain", "How PCP finds the ends of a predicted head; published for VoxelPose: blended on Shelf, plain on Campus.",
+                         choices=("plain", "blended")),
         "VARIANTS": Key(["standard"], "Definitions of the metrics: standard, and reference for those of EpipolarPose's release "
                         "beside them.", each(lambda e: e in ("standard", "reference"), "standard, reference or both"), of=str),
         "PSS": Key("auto", "Pose Structure Score, where its clusters (pss-<skeleton>-<K>.npz) lie in DATASET.ROOT: "
@@ -276,14 +279,37 @@ TREE = Group("", {
                     choices=("exact", "reference")),
         "HEATMAPS": Key("network", "Where 2D heatmaps come from: the backbone, or 2D keypoints that are drawn as blobs.",
                         choices=("network", "keypoints")),
+        "PEAKS": Key("scores", "Height of the blobs of detected keypoints: how sure the detector is, or 1 (Campus, as published).",
+                     choices=("scores", "ones")),
+        "SCENES": Key(3000, "Scenes of an epoch, where they are made up from poses (TASK scenes).", at_least(1)),
         "SCALED_SIGMA": Key(False, "Draw the blobs of large people larger, as VoxelPose does."),
         "PARTS": Key(["root_net", "pose_net"], "Networks that are trained: backbone, root_net, pose_net; the others stay as they are, and "
-                     "where nothing needs them they are not run.",
+                     "where nothing needs them they are not run. In selfpose3d SSL.STAGE says it.",
                      each(lambda e: e in ("backbone", "root_net", "pose_net"), "backbone, root_net or pose_net"), of=str),
         "WEIGHT_2D": Key(1.0, "Weight of the heatmaps' loss, where the 2D network is trained.", at_least(0)),
         "WEIGHT_ROOT": Key(1.0, "Weight of the loss of people's places.", at_least(0)),
         "WEIGHT_POSE": Key(1.0, "Weight of the loss of poses.", at_least(0)),
         "CHUNK": Key(0, "People that go through the pose network at once; 0 = all.", at_least(0)),
+    }),
+    "SSL": Group("Several people without 3D labels (SelfPose3d): 2D labels in which nobody is known to be the same person in two views.", {
+        "STAGE": Key("backbone", "What is trained: the 2D network, the network of people's places from places drawn at random, the "
+                     "network of poses from 2D labels, or the same again on better labels.",
+                     choices=("backbone", "root", "pose", "finetune")),
+        "LABELS": Key("", "File of 2D pseudo labels to train on, in DATASET.ROOT, named without its ending (see "
+                      "lib/dataset/formats/pseudo_labels.py); empty = the 2D side of DATASET.TRAIN_SET."),
+        "TRAIN_BACKBONE": Key(True, "Train the 2D network along with that of poses."),
+        "COLORS": Key(2, "Colour operations drawn for each augmented view, each done every second time; 0 = none.", at_least(0)),
+        "CUTS": Key([2, 16], "Fewest rectangles cut out of an augmented view, and the first number that is too large; 0 0 = none.",
+                    Check(lambda v: len(v) == 2 and (0 <= v[0] < v[1] or v == [0, 0]), "two rising numbers, or 0 0")),
+        "ATTENTION": Key(True, "Train a network that says where 2D labels are to be trusted."),
+        "ATTENTION_LAYERS": Key(18, "Depth of its ResNet.", choices=(18, 34, 50, 101, 152)),
+        "WEIGHT_ATTENTION": Key(0.1, "Weight of its distance from trusting everything.", at_least(0)),
+        "WEIGHT_L1": Key(0.01, "Weight of the distance of projected joints to those of the people they are matched with; 0 = off.",
+                         at_least(0)),
+        "L1_EPOCH": Key(5, "Epoch from which on that distance counts.", at_least(0)),
+        "DROP_WORST": Key(True, "Leave the view out that fits worst (hard attention)."),
+        "WEIGHT_DRAWN": Key(100.0, "Weight of the places that were drawn at random.", at_least(0)),
+        "WEIGHT_CONSISTENCY": Key(1.0, "Weight of what augmented views say of people's places other than the plain ones do.", at_least(0)),
     }),
     "SYNTH": Group("The embedded world that is generated into DATASET.ROOT when that folder is missing.", {
         "PRETRAIN": Key(4000, "Instants of the 2D pretraining split.", at_least(0)),

@@ -7,6 +7,7 @@ python scripts/prepare.py panoptic --root data/panoptic                         
 python scripts/prepare.py pseudo_labels --root data/panoptic --list images.json           pictures, for a 2D detector to be run on
 python scripts/prepare.py pseudo_labels --root data/panoptic --detections results.json    its COCO results as 2D pseudo labels
 python scripts/prepare.py shelf --root data/shelf                                         what is there; campus alike
+python scripts/prepare.py shelf --root data/shelf --associate                             PCP of its detections, triangulated
 python scripts/prepare.py calibration Calib.toml --out data/mine/cameras.json             any calibration, told and converted
 python scripts/prepare.py custom --root data/mine                                         frames of an own rig's videos
 python scripts/prepare.py mocap --train a.npz b.npz --test c.npz --out data/mocap --shapes 4
@@ -84,6 +85,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("shelf", "campus"):
         rig = commands.add_parser(name, help="what is there of annotations, cameras, detections, poses and images")
         rig.add_argument("--root", default=f"data/{name}", help="folder with actorsGT.mat (default %(default)s)")
+        rig.add_argument("--associate", action="store_true", help="PCP of people triangulated from the detections, without any training")
+        rig.add_argument("--split", default="valid", help="frames for --associate: valid, train, all (default %(default)s)")
+        rule = "blended" if name == "shelf" else "plain"
+        rig.add_argument("--head-rule", choices=("plain", "blended"), default=rule, help="for --associate (default %(default)s)")
 
     own = commands.add_parser("custom", help="an own rig: frames of its videos, and what is there")
     own.add_argument("--root", required=True, help="folder as lib/dataset/formats/custom.py describes it")
@@ -266,6 +271,10 @@ def actors(args: argparse.Namespace) -> int:
                 continue
             line = prepare.sequence_lines(ann, args.root)[0]
             print(f"{labels}, {split}: {line.partition(': ')[2]}, {len(ann)} 2D poses")
+    if args.associate:
+        from lib.tasks.association import judge
+
+        print(judge(args.command, args.root, args.split, args.head_rule).table())
     return check(argparse.Namespace(dataset=args.command, root=args.root, split=None))
 
 

@@ -54,6 +54,13 @@ def test_only_the_parts_that_are_named_learn(settings, parts):
     assert losses["total"].item() == pytest.approx(sum(losses[names[part]].item() for part in parts), rel=1e-5)
 
 
+def test_a_step_in_which_nobody_is_found_changes_nothing(settings):
+    task = task_of(settings, **{"VOXEL.PARTS": ["pose_net"], "VOXEL.MATCH_MM": 0.0}).train()
+    losses = task({"train": batch_of(task, 1)}, Step(0, 0, 0.0))
+    losses["total"].backward()
+    assert losses["total"].item() == 0 and not any(p.grad is not None and p.grad.any() for p in task.model.parameters())
+
+
 def test_exact_heatmaps_teach_where_people_are(settings):
     """From drawn keypoints alone the root network learns an instant by heart, and then finds its people."""
     task = task_of(settings, **KEYPOINTS | {"VOXEL.PARTS": ["root_net"], "VOXEL.THRESHOLD": 0.2})

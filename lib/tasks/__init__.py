@@ -10,6 +10,8 @@ TASKS = {
     "refine": "refiner.task:RefineTask",
     "temporal": "lib.tasks.temporal:TemporalTask",
     "voxelpose": "lib.tasks.voxelpose:VoxelPoseTask",
+    "selfpose3d": "lib.tasks.selfpose3d:SelfPose3dTask",
+    "scenes": "lib.tasks.scenes:ScenesTask",
 }
 
 __all__ = ["TASKS", "Step", "Task", "build"]

@@ -8,11 +8,12 @@ import dataclasses
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lib import vis
 from lib.config import Config
+from lib.dataset.annotations import Annotations
 from lib.dataset.augment import FrameAugment
 from lib.dataset.frames import FrameSamples
 from lib.dataset.image import IMAGENET, ImageSpec
@@ -28,6 +29,7 @@ from lib.metrics.peaks import PeakEvaluator, peak_hits
 from lib.metrics.people_evaluator import PeopleEvaluator
 from lib.models.voxelpose import Proposals, VoxelPose
 from lib.skeleton import get
+from lib.space_view import space_sheet
 from lib.tasks import data
 from lib.tasks.base import Step, Task
 from lib.tasks.integral import build_model as build_backbone
@@ -42,6 +44,7 @@ class VoxelPoseTask(Task):
     """Whole frames of all views to the people in them, in mm of the world."""
 
     sections = ("DATASET", "MODEL", "LOSS", "VOXEL", "TRAIN", "TEST", "DEBUG", "SYNTH")
+    parts_key = "VOXEL.PARTS"  # that names what is trained
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -52,16 +55,18 @@ class VoxelPoseTask(Task):
         self.image_spec = ImageSpec(tuple(cfg.MODEL.IMAGE_SIZE), **IMAGENET)
         self.from_images = v.HEATMAPS == "network"
         self.roots = self._root_joints()
+        self.parts = self.learned()
         if bool(v.SPACE_SIZE) != bool(v.SPACE_CENTER):
             raise cfg.error("VOXEL.SPACE_SIZE", "and SPACE_CENTER belong together; set both, or neither to find them from the cameras")
-        if "backbone" in v.PARTS and not self.from_images:
-            raise cfg.error("VOXEL.PARTS", "trains the backbone, but VOXEL.HEATMAPS keypoints needs none; leave it out, or set network")
+        if "backbone" in self.parts and not self.from_images:
+            raise cfg.error(self.parts_key, "trains the backbone, but VOXEL.HEATMAPS keypoints needs none; leave it out, or set network")
         self.space_known = bool(v.SPACE_SIZE)
         space = Space(v.SPACE_SIZE, v.SPACE_CENTER, v.CUBES) if self.space_known else Space(shape=v.CUBES)
         self.model = VoxelPose(
             skeleton.num,
             space,
             backbone=build_backbone(cfg, skeleton.num, "pose3d_resnet", "heatmap") if self.from_images else None,
+            attention=self.attention(skeleton.num),
             root=self.roots if v.ROOT_HEATMAP else None,
             person_size=v.PERSON_SIZE,
             person_shape=v.PERSON_CUBES,
@@ -72,14 +77,22 @@ class VoxelPoseTask(Task):
             max_people_per_chunk=v.CHUNK or None,
             rule=v.RULE,
         )
-        initialise(self.model if cfg.MODEL.PRETRAINED or not self.from_images else self.model.backbone, cfg, self.skeleton)
+        if self.from_images or cfg.MODEL.PRETRAINED:  # ImageNet's weights are for the 2D network
+            initialise(self.model if cfg.MODEL.PRETRAINED else self.model.backbone, cfg, self.skeleton)
         if cfg.CHANNELS_LAST and self.from_images:
             self.model.backbone.to(memory_format=torch.channels_last)
-        parts = ("backbone", "root_net", "pose_net") if self.from_images else ("root_net", "pose_net")
-        self.model.freeze(*(part for part in parts if part not in v.PARTS))
-        self.in_space = "root_net" in v.PARTS or "pose_net" in v.PARTS  # else the 2D network alone is trained and judged
+        self.model.freeze(*(part for part, module in self.model.named_children() if part not in self.parts))
+        self.in_space = "root_net" in self.parts or "pose_net" in self.parts  # else the 2D network alone is trained and judged
         self.key_metric = ("map_percent", "max") if self.in_space else ("peak_f1_percent", "max")
         self.register_buffer("flip", torch.as_tensor(skeleton.flip.copy()), persistent=False)
+
+    def learned(self) -> tuple[str, ...]:
+        """Parts of the network that are trained."""
+        return tuple(self.cfg.VOXEL.PARTS)
+
+    def attention(self, joints: int) -> nn.Module | None:
+        """The attention network, where training needs one."""
+        return None
 
     def _root_joints(self) -> list[int]:
         skeleton, names = get(self.skeleton), self.cfg.VOXEL.ROOT_JOINTS
@@ -91,6 +104,8 @@ class VoxelPoseTask(Task):
 
     def adapted(self, checkpoint: Checkpoint) -> Checkpoint:
         """SelfPose3d's files may hold its attention network, which only its training uses."""
+        if self.model.attn is not None:
+            return checkpoint
         state = {name: value for name, value in checkpoint.state_dict.items() if not name.startswith("attn.")}
         return dataclasses.replace(checkpoint, state_dict=state)
 
@@ -98,22 +113,24 @@ class VoxelPoseTask(Task):
 
     def train_data(self) -> dict[str, Dataset]:
         d = self.cfg.DATASET
-        samples = self.frames(d.TRAIN_SET, d.TRAIN_FRAME, d.SUBJECTS, FrameAugment(
-            rot_deg=d.ROT_FACTOR, rot_prob=d.ROT_PROB, scale=d.SCALE_FACTOR, flip_prob=d.FLIP_PROB if d.FLIP else 0.0
-        ))  # fmt: skip
-        return {"train": samples}
+        return {"train": self.frames(data.annotations(self.cfg, d.TRAIN_SET, d.TRAIN_FRAME, d.SUBJECTS), self.augmentation())}
+
+    def augmentation(self, **painting) -> FrameAugment:
+        """Of training frames, as the DATASET section says; `painting`: colours and cuts, see FrameAugment."""
+        d = self.cfg.DATASET
+        flip_prob = d.FLIP_PROB if d.FLIP else 0.0
+        return FrameAugment(rot_deg=d.ROT_FACTOR, rot_prob=d.ROT_PROB, scale=d.SCALE_FACTOR, flip_prob=flip_prob, **painting)
 
     def eval_data(self) -> dict[str, Dataset]:
         d = self.cfg.DATASET
-        return {"valid": self.frames(d.TEST_SET, d.VAL_FRAME, self.cfg.TEST.SUBJECTS)}
+        return {"valid": self.frames(data.annotations(self.cfg, d.TEST_SET, d.VAL_FRAME, self.cfg.TEST.SUBJECTS))}
 
-    def frames(self, split: str, step: int, subjects, augment: FrameAugment | None = None) -> FrameSamples:
-        """Whole frames of a split; the first ones read tell the space, where the configuration does not."""
+    def frames(self, ann: Annotations, augment: FrameAugment | None = None, **options) -> FrameSamples:
+        """Whole frames of a table; the first ones read tell the space, where the configuration does not."""
         cfg = self.cfg
-        ann = data.annotations(cfg, split, step, subjects)
         samples = FrameSamples(
             ann, cfg.DATASET.ROOT, self.image_spec, cfg.DATASET.VIEWS or None, cfg.VOXEL.MAX_PEOPLE, augment,
-            images=self.from_images, seed=cfg.SEED,
+            images=self.from_images, seed=cfg.SEED, **options,
         )  # fmt: skip
         if not self.space_known and self.in_space:
             self.set_space(*space_from_cameras(samples.cameras[torch.from_numpy(samples.camera[0]).long()]))
@@ -142,27 +159,31 @@ class VoxelPoseTask(Task):
         v, b = self.cfg.VOXEL, batch["train"]
         hm, hm_from_img = self.heatmaps(b)
         losses, total = {}, 0.0
-        if "backbone" in v.PARTS:
+        if "backbone" in self.parts:
             losses["heatmaps"] = self.heatmap_loss(hm, hm_from_img, b)
             total = total + v.WEIGHT_2D * losses["heatmaps"]
         if self.in_space:
             proposals = self.locate(hm, b["camera"], hm_from_img)
             roots, known = root_points(b["X_world"], b["X_valid"], self.roots)
-            if "root_net" in v.PARTS:
+            if "root_net" in self.parts:
                 space = self.model.root_net.space
                 target = root_volume(roots, known, space.size, space.center, space.shape, v.ROOT_SIGMA_MM)
                 losses["roots"] = volume_loss(proposals.volume, target)
                 total = total + v.WEIGHT_ROOT * losses["roots"]
-            if "pose_net" in v.PARTS:
+            if "pose_net" in self.parts:
                 match = match_people(proposals.centers, roots, known, v.MATCH_MM)
                 poses = self.model.pose(hm, b["camera"], hm_from_img, proposals.centers, match >= 0)
                 losses["poses_mm"] = pose_loss(poses, b["X_world"], b["X_valid"], match)
                 total = total + v.WEIGHT_POSE * losses["poses_mm"]
-        return losses | {"total": total}
+        return losses | {"total": self.differentiable(total)}
+
+    def differentiable(self, total: Tensor) -> Tensor:
+        """The same number; where nobody was found it depends on no weight, and its gradient is 0: a step that changes nothing."""
+        return total if total.requires_grad else total + 0 * next(p for p in self.model.parameters() if p.requires_grad).sum()
 
     def locate(self, hm: Tensor, cameras: Cameras, hm_from_img: Tensor) -> Proposals:
         """People in the space; without gradient unless the root network learns."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "root_net" in self.cfg.VOXEL.PARTS):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "root_net" in self.parts):
             return self.model.locate(hm, cameras, hm_from_img)
 
     def heatmaps(self, batch: dict) -> tuple[Tensor, Tensor]:
@@ -174,7 +195,7 @@ class VoxelPoseTask(Task):
         image = self.image_spec.normalize(batch["image"].flatten(0, 1))
         if self.cfg.CHANNELS_LAST:
             image = image.contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "backbone" in self.cfg.VOXEL.PARTS):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "backbone" in self.parts):
             hm = self.model.backbone(image).float().unflatten(0, batch["image"].shape[:2])
         mirrored = batch["flipped"][:, None, None, None, None]
         hm = torch.where(mirrored, hm[:, :, self.flip], hm)
@@ -247,5 +268,9 @@ class VoxelPoseTask(Task):
             images = batch["image"][i].permute(0, 2, 3, 1).cpu().numpy()
             sheets[f"people_{i}"] = vis.multi_view_sheet(
                 images, get(self.skeleton), x.cpu(), X, truth if truth is not None and len(truth) else None
+            )
+            space, names = self.model.root_net.space, [f"view {v}" for v in range(len(cams))]
+            sheets[f"space_{i}"] = space_sheet(
+                cams, get(self.skeleton), X, truth, pred["centers"][i][found], (space.size, space.center), names
             )
         return sheets
