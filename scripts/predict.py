@@ -1,4 +1,4 @@
-"""Joints of the people in pictures and videos, or 3D motion from 2D keypoints: JSON and npz files, and what was found drawn.
+"""Joints of the people in pictures and videos, 3D motion from 2D keypoints, or people in the space that calibrated cameras share.
 
 examples
   python scripts/predict.py photo.jpg                                    one person, somewhere in the picture
@@ -11,6 +11,8 @@ examples
   python scripts/predict.py photo.jpg --checkpoint output/synthetic/pose3d_resnet/train-ss/model_best.pth.tar
   python scripts/predict.py --keypoints walk.npz --checkpoint output/.../model_best.pth.tar --video walk.mp4      lifting
   python scripts/predict.py --keypoints openpose/ --image-size 1920 1080 --fps 30 --camera mine.json --checkpoint ... --form csv mp4
+  python scripts/predict.py --rig data/mine --associate                  2D poses of all cameras put together and triangulated
+  python scripts/predict.py --rig data/mine --checkpoint output/.../model_best.pth.tar --every 2       the same by a VoxelPose network
 
 boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.mp4": [...]}, in px; files that it does not name are left out.
 The network sees a square around each box. In training that square spans about 2 m and the person fills most of it, so
@@ -29,6 +31,13 @@ AlphaPose, Detectron2, MMPose, COCO), an archive data_2d_*.npz, or an npz file w
 size (width, height), R and t (mm, X_cam = R X_world + t), up ("z", the world axis that points upwards), tangential ("opencv" or
 "h36m"). Results of NAME.npz: NAME.npz, NAME.json, NAME.csv, NAME_pose.mp4, NAME_pose.gif, or those that --form names; NAME also tells
 --track and --person.
+
+With --rig, a folder with a calibration (cameras.json, cameras.toml, ...), images/<camera>/ or videos/<camera>.mp4, and poses2d/<camera>
+(see experiments/custom/README.md): people of all instants in mm of the calibration's world, numbered through the recording, with the
+cameras and the reprojection error (px) of every joint. --associate takes the joints that a detector found, finds out which belong
+together and triangulates them; --associate given takes people of one number (or place in a list) for the same. Without it, a network
+trained with TASK voxelpose looks at the pictures; its space is that of its training unless --space cameras is given. Results of FOLDER:
+FOLDER.npz, FOLDER.json, FOLDER.csv, FOLDER_pose.mp4, FOLDER_pose.gif, or those that --form names.
 
 Results of NAME.jpg: NAME.json, NAME.npz, NAME_2d.png, NAME_3d.png; of NAME.mp4: NAME.json, NAME.npz, NAME_pose.mp4,
 NAME_pose.gif. Nothing is overwritten without --overwrite: for a single file that is an error, in a folder a picture or video whose
@@ -56,13 +65,19 @@ from lib.config import load
 from lib.dataset.image import read_image
 from lib.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.engine.checkpoint import atomic_write
+from lib.engine.distributed import choose_device
 from lib.errors import DataError, ParallaxError, RunError
+from lib.geometry.voxel import space_from_cameras
 from lib.lift_video import FORMS, lift_video
 from lib.lift_video import result_files as lifted_files
 from lib.lifted import OwnCamera
 from lib.paint import beside
+from lib.predict_rig import ASSOCIATIONS, METHODS, Recording, associate, estimate, film
 from lib.predictor import Lifter, Prediction, Predictor
+from lib.rig_people import RigPeople
 from lib.skeleton import Skeleton
+from lib.tasks.restore import restore
+from lib.tracking import GAP, GATE_MM
 from lib.video import Clip, Video
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -79,6 +94,8 @@ PICTURES_ONLY = ("image", "box", "boxes", "detector", "detector_weights", "thres
                  "detect_every")  # fmt: skip
 LIFTING_ONLY = ("layout", "track", "person", "camera", "video", "truth", "fps", "image_size", "form", "size", "azimuth", "elevation",
                 "skip", "downsample")  # fmt: skip
+RIG_ONLY = ("associate", "split", "calibration", "unit", "method", "min_conf", "max_people", "gate_mm", "gap", "min_frames", "space", "up")
+RIG_TOO = ("layout", "form", "size", "azimuth", "elevation", "skip", "fps", "every")  # of the others, read with --rig as well
 UNITS = "x_img px, X_root and X_cam mm (x right, y down, z forward)"
 
 Finder = Callable[[np.ndarray], np.ndarray]  # picture -> boxes
@@ -119,14 +136,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one) or a torch device")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     add_lifting(parser.add_argument_group("3D motion from keypoints"))
+    add_rig(parser.add_argument_group("people in the space of several cameras"))
     args = parser.parse_args(argv)
-    foreign = PICTURES_ONLY if args.keypoints else LIFTING_ONLY
+    if args.rig and args.keypoints:
+        parser.error("--rig: not allowed with --keypoints")
+    mode = "--rig" if args.rig else "--keypoints" if args.keypoints else ""
+    foreign = {
+        "--rig": [name for name in PICTURES_ONLY + LIFTING_ONLY if name not in RIG_TOO],
+        "--keypoints": PICTURES_ONLY + RIG_ONLY,
+        "": LIFTING_ONLY + RIG_ONLY,
+    }[mode]
     given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name) != parser.get_default(name)]
-    if given or (args.keypoints and args.picture):
-        parser.error(f"{given[0] if given else args.picture}: not read {'with' if args.keypoints else 'without'} --keypoints")
+    if given or (mode and args.picture):
+        needs = "--rig" if given and given[0][2:].replace("-", "_") in RIG_ONLY else "--keypoints"
+        how = f"with {mode}" if mode else f"without {needs}"
+        parser.error(f"{given[0] if given else args.picture}: not read {how}")
     for name in ("every", "detect_every", "limit", "downsample"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected 1 or more")
+    if args.rig:
+        if args.associate is None and args.checkpoint == CHECKPOINT:
+            parser.error("--rig: expected --associate, or the --checkpoint of a network trained with TASK voxelpose")
+        if args.skip < 0 or not 160 <= args.size <= 2048:
+            parser.error("--skip: expected 0 or more frames" if args.skip < 0 else "--size: expected 160 to 2048 px")
+        if args.max_people < 1 or args.gate_mm <= 0 or args.gap < 0 or args.min_frames < 1:
+            parser.error("--max-people, --min-frames: expected 1 or more; --gap: 0 or more; --gate-mm: above 0")
+        return args
     if args.keypoints:
         if args.checkpoint == CHECKPOINT:
             parser.error("--checkpoint: expected the file of a network that lifts keypoints (./run train with TASK temporal makes one)")
@@ -166,9 +201,30 @@ def add_lifting(group) -> None:
     group.add_argument("--downsample", type=int, default=1, metavar="N", help="the film averages N frames into one picture")
 
 
+def add_rig(group) -> None:
+    """The options of --rig."""
+    group.add_argument("--rig", type=Path, metavar="FOLDER", help="a recording of calibrated cameras, see experiments/custom/README.md")
+    group.add_argument("--associate", nargs="?", const="search", choices=ASSOCIATIONS, metavar="HOW",
+                       help="no network: put 2D people together; search (default) or given")  # fmt: skip
+    group.add_argument("--split", default="", metavar="NAME", help="recording in the folder; default: the folder is the recording")
+    group.add_argument("--calibration", default="", metavar="NAME", help="file in the folder; default: cameras.json, cameras.toml, ...")
+    group.add_argument("--unit", default="", choices=("", "mm", "cm", "m"), help="of the calibration, where it does not say")
+    group.add_argument("--method", choices=METHODS, default="robust", help="of triangulation; robust leaves out views that disagree")
+    group.add_argument("--min-conf", type=float, default=0.3, help="2D joints of less confidence are not used; default: %(default)s")
+    group.add_argument("--max-people", type=int, default=10, metavar="N", help="looked for at an instant; default: %(default)s")
+    group.add_argument("--gate-mm", type=float, default=GATE_MM, help="farther apart from one instant to the next, two people differ; "
+                       "default: %(default)g")  # fmt: skip
+    group.add_argument("--gap", type=int, default=GAP, metavar="N", help="instants that a person may be lost; default: %(default)s")
+    group.add_argument("--min-frames", type=int, default=1, metavar="N", help="people seen at fewer instants are left out")
+    group.add_argument("--space", choices=("checkpoint", "cameras"), default="checkpoint", help="where the network looks for people")
+    group.add_argument("--up", choices=("z", "y", "-y"), default="z", help="axis of the world that points upwards; default: z")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
+        if args.rig:
+            return predict_rig(args)
         return lift_one(args) if args.keypoints else predict_all(args)
     except ParallaxError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -242,6 +298,53 @@ def lift_one(args: argparse.Namespace) -> int:
     print("\n".join(notes), file=sys.stderr)
     print(f"{len(motion)} frames done, {motion.best[0]}: {target}")
     return 0
+
+
+def predict_rig(args: argparse.Namespace) -> int:
+    """The people of one recording of several cameras; the exit status."""
+    name = args.split or args.rig.resolve().name
+    targets = {form: args.out / f"{name}{'_pose' if form in ('mp4', 'gif') else ''}.{form}" for form in args.form}
+    existing = [path for path in targets.values() if path.exists()]
+    if existing and not args.overwrite:
+        raise RunError(f"{existing[0]}: exists; use --overwrite to replace it, or another --out")
+    where = {"split": args.split, "calibration": args.calibration, "unit": args.unit, "layout": args.layout or ""}
+    part = {"every": args.every, "skip": args.skip, "limit": args.limit, "fps": args.fps}
+    following = {"gate_mm": args.gate_mm, "max_gap": args.gap, "min_length": args.min_frames}
+    space = None
+    if args.associate:
+        recording = Recording.read(args.rig, **where, **part)
+        people = associate(recording, args.associate, args.method, args.min_conf, args.max_people, **following)
+    else:
+        device = choose_device(args.device)
+        task = restore(checkpoint(args.checkpoint), fallback=load(args.cfg) if args.cfg else None)
+        recording = Recording.read(args.rig, **where, **part, labels="soft")
+        people, space = find_in_space(recording, task, device, args.space, following)
+    make_folder(args.out)
+    for form in args.form:
+        if form not in ("mp4", "gif"):
+            people.save(targets[form])
+    if {"mp4", "gif"} & set(args.form):
+        save_film(recording, people, targets, space, args)
+    print(f"{people.summary()}: {args.out / name}")
+    return 0
+
+
+def find_in_space(recording: Recording, task, device, space: str, following: dict) -> tuple[RigPeople, tuple]:
+    """What a network finds, and size and center of the space where it looked."""
+    if space == "cameras" and hasattr(task, "set_space"):
+        task.set_space(*space_from_cameras(recording.cameras))
+    people = estimate(recording, task, device, **following, progress=lambda steps: tqdm(steps, desc=recording.root.name, unit="batch"))
+    found = task.model.root_net.space
+    size, center = (", ".join(f"{v:g}" for v in values) for values in (found.size, found.center))
+    print(f"looked for people in a space of ({size}) mm around ({center}) mm (--space)", file=sys.stderr)
+    return people, (found.size, found.center)
+
+
+def save_film(recording: Recording, people: RigPeople, targets: dict[str, Path], space: tuple | None, args: argparse.Namespace) -> None:
+    pictures = film(recording, people, args.size, args.azimuth, args.elevation, args.up, space)
+    with Clip(targets.get("mp4"), targets.get("gif"), recording.fps / args.every) as clip:
+        for picture in tqdm(pictures, total=len(people.frames), desc=recording.root.name, unit="frame"):
+            clip.add(picture)
 
 
 def finder(args: argparse.Namespace) -> Finder | None:

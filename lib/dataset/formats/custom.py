@@ -101,6 +101,12 @@ def _rig(root: Path, split: str, calibration: str, unit: str) -> tuple[Path, Cal
     return folder, read_calibration(path, unit)
 
 
+def recording(root: str | Path, split: str = "", calibration: str = "", unit: str = "") -> tuple[Path, Calibration, dict[int, Path]]:
+    """The folder of a recording, its cameras, and by their numbers the videos that it has; arguments and errors as for `read`."""
+    folder, rig = _rig(Path(root), split, calibration, unit)
+    return folder, rig, _videos(folder, rig)
+
+
 def _plain(name: str) -> str:
     """A camera's name without case, blanks and marks."""
     return re.sub(r"[^a-z0-9]", "", re.sub(r"_(json|keypoints)$", "", name.lower()))
@@ -255,15 +261,14 @@ def _labels(
 
 
 def _numbers(frame: np.ndarray, view: np.ndarray, identity: np.ndarray) -> np.ndarray:
-    """Numbers of people: those of the detector if it numbers everyone, else by order in the picture; -1 for nobody."""
+    """Numbers of people: those of the detector if it numbers everyone in a view, else by order in the picture; -1 for nobody."""
     someone = identity > -2
-    if (identity[someone] >= 0).all() and someone.any():
-        keys = np.stack([frame, view, identity], 1)[someone]
-        if len(np.unique(keys, axis=0)) == len(keys):
-            return np.where(someone, identity, -1)
+    _, inverse, count = np.unique(np.stack([frame, view, identity], 1), axis=0, return_inverse=True, return_counts=True)
+    unclear = someone & ((identity < 0) | (count[inverse.reshape(-1)] > 1))
+    numbered = ~np.isin(view, view[unclear])
     first = np.concatenate([[True], (np.diff(frame) != 0) | (np.diff(view) != 0)])
     place = np.arange(len(frame)) - np.maximum.accumulate(np.where(first, np.arange(len(frame)), 0))
-    return np.where(someone, place, -1)
+    return np.where(someone, np.where(numbered, identity, place), -1)
 
 
 # --------------------------------------------------------------------------------------------------------------- images

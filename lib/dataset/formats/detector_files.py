@@ -323,21 +323,25 @@ def _openpose(path: Path, layout: str | None) -> Detections:
     numbers = _numbers(path, [file.name for file in files])
     first = min(numbers.values())
     rows = _Rows.empty("OpenPose", path)
-    for file in files:
+    contents = {file: _json(file) for file in files}
+    # Pose2Sim's association keeps everyone's place in the list with an empty entry where a view does not show a person
+    placed = any(person == {} for content in contents.values() if _mapping(content, "people") for person in content["people"])
+    for file, content in contents.items():
         try:
-            _openpose_frame(rows, numbers[file.name] - first, _json(file))
+            _openpose_frame(rows, numbers[file.name] - first, content, placed)
         except BROKEN as error:
             raise DataError(f"{file}: not a frame of OpenPose ({error}); expected people with pose_keypoints_2d") from None
     return rows.finish(_length(path, numbers.values(), first), layout, first=first)
 
 
-def _openpose_frame(rows: _Rows, frame: int, content: Any) -> None:
+def _openpose_frame(rows: _Rows, frame: int, content: Any, placed: bool = False) -> None:
+    """The people of one frame; `placed`: whom an entry is of is told by its place."""
     if not _mapping(content, "people"):
         raise KeyError("people")
-    for person in content["people"]:
-        points = person["pose_keypoints_2d"]
+    for place, person in enumerate(content["people"]):
+        points = person["pose_keypoints_2d"] if person or not placed else ()
         if len(points):
-            rows.add(frame, _triples(points), identity=_identity(person.get("person_id")))
+            rows.add(frame, _triples(points), identity=place if placed else _identity(person.get("person_id")))
 
 
 def _openpose_picture(path: Path, content: Any, layout: str | None) -> Detections:
