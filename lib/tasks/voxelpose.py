@@ -205,10 +205,14 @@ class VoxelPoseTask(Task):
         scale = batch["patch_from_img"].new_tensor([n / side for n, side in zip(size, self.image_spec.size, strict=True)])
         return batch["patch_from_img"] * scale[:, None]
 
+    def _shown(self, batch: dict, hm_from_img: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints of 2D people in the heatmaps.   -> x_hm (B,V,M,J,2) cells, conf (B,V,M,J), 0 outside the image and the network's input"""
+        conf = joints_in_patch(batch["x_img"], batch["conf"], batch["patch_from_img"], self.image_spec.size, batch["camera"].size)[1]
+        return transform_points(hm_from_img, batch["x_img"].flatten(2, 3)).unflatten(2, conf.shape[2:]), conf
+
     def drawn(self, batch: dict, hm_from_img: Tensor, size) -> Tensor:
         """Labelled or detected joints as heatmaps; those outside the network's input are left out.   -> (B,V,J,h,w)"""
-        conf = joints_in_patch(batch["x_img"], batch["conf"], batch["patch_from_img"], self.image_spec.size, batch["camera"].size)[1]
-        x_hm = transform_points(hm_from_img, batch["x_img"].flatten(2, 3)).unflatten(2, conf.shape[2:])
+        x_hm, conf = self._shown(batch, hm_from_img)
         return people_heatmaps(x_hm, conf, size, self.cfg.LOSS.SIGMA, self.cfg.VOXEL.SCALED_SIGMA, snap=self.cfg.VOXEL.RULE == "reference")
 
     def heatmap_loss(self, hm: Tensor, hm_from_img: Tensor, batch: dict) -> Tensor:
@@ -234,8 +238,7 @@ class VoxelPoseTask(Task):
         return {"X_world": X, "score": proposals.score, "found": proposals.found, "centers": proposals.centers}
 
     def _peaks(self, hm: Tensor, hm_from_img: Tensor, batch: dict) -> Tensor:
-        conf = joints_in_patch(batch["x_img"], batch["conf"], batch["patch_from_img"], self.image_spec.size, batch["camera"].size)[1]
-        x_hm = transform_points(hm_from_img, batch["x_img"].flatten(2, 3)).unflatten(2, conf.shape[2:])
+        x_hm, conf = self._shown(batch, hm_from_img)
         hits = peak_hits(hm.flatten(0, 1), x_hm.flatten(0, 1), conf.flatten(0, 1) > 0, self.cfg.VOXEL.THRESHOLD, PEAK_RADIUS)
         return hits.unflatten(0, hm.shape[:2]).sum(1)
 

@@ -130,16 +130,7 @@ def load_parts(
             problems.append(f"{side} has no {part}")
             continue
         fitting[part], reports[part] = compare(found[part], there[part].state_dict())
-        report = reports[part]
-        problems += [
-            f"{part}: {len(keys)} {text} ({_some(keys)})"
-            for text, keys in (
-                ("of another shape", report.skipped_shape),
-                ("missing", report.missing),
-                ("not part of the model", report.unexpected),
-            )
-            if keys
-        ]
+        problems += [f"{part}: {text}" for text in _misfits(reports[part])]
     if problems:
         looks, _ = describe(checkpoint.state_dict)
         needs = "; ".join(needs_of(checkpoint.state_dict, checkpoint.meta).notes)
@@ -272,15 +263,7 @@ def _check(
         )
     if not strict:
         return
-    problems = [
-        f"{len(keys)} {text} ({_some(keys, 1 if differing else 4)})"
-        for text, keys in (
-            ("of another shape", report.skipped_shape),
-            ("missing", report.missing),
-            ("not part of the model", report.unexpected),
-        )
-        if keys
-    ]
+    problems = _misfits(report, 1 if differing else 4)
     if problems:
         advice = f"set {differing}" if differing else "set the MODEL section to what it was trained with"
         raise WeightsError(
@@ -296,6 +279,12 @@ def _without_foreign_head(checkpoint: Checkpoint, skeleton: str) -> Checkpoint:
     kept = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(HEADS)}
     log.info("weights: %s is for skeleton %s, not %s: its head is left out", checkpoint.source, other, skeleton)
     return replace(checkpoint, state_dict=kept)
+
+
+def _misfits(report: LoadReport, most: int = 4) -> list[str]:
+    """What keeps a file's keys from being the model's, the first `most` keys of each kind named."""
+    kinds = {"of another shape": report.skipped_shape, "missing": report.missing, "not part of the model": report.unexpected}
+    return [f"{len(keys)} {text} ({_some(keys, most)})" for text, keys in kinds.items() if keys]
 
 
 def _some(keys: tuple[str, ...], most: int = 4) -> str:

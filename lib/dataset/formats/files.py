@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
@@ -127,6 +127,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return 0, 0
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return (0, 0) if image is None else (image.shape[1], image.shape[0])
+
+
+def findings_of(read: Callable[[str], Annotations], places: Mapping[str, str], root: str | Path) -> list[str]:
+    """The findings of several splits, or why one cannot be read.   places: split -> what its sentences begin with"""
+    said = []
+    for split, place in places.items():
+        try:
+            ann = read(split).check(place)
+        except DataError as error:
+            said.append(str(error))
+            continue
+        said += findings(ann, root, place)
+    return said
 
 
 def findings(ann: Annotations, root: str | Path, name: str) -> list[str]:

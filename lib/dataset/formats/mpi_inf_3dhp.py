@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, concat
-from lib.dataset.formats.files import findings, image_size, need, part_folder, refuse_existing, write_images
-from lib.dataset.formats.video import extract_frames
+from lib.dataset.formats.files import findings_of, image_size, need, part_folder, refuse_existing, write_images
+from lib.dataset.formats.video import extract_videos
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
 
@@ -376,10 +375,7 @@ def extract(root: str | Path, ann: Annotations, progress: bool = True) -> None:
         if name.parent.parent.name == "imageFrames":
             video = name.parent.parent.parent / "imageSequence" / f"{name.parent.name}.avi"
             videos.setdefault(root / video, {})[root / name] = int(name.stem.rpartition("_")[2]) - 1
-    total = sum(len(frames) for frames in videos.values())
-    with tqdm(total=total, desc=f"{root}: images", unit="image", disable=not progress) as bar:
-        for video, frames in videos.items():
-            extract_frames(video, list(frames.values()), list(frames), bar=bar)
+    extract_videos(videos, f"{root}: images", progress)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -532,12 +528,4 @@ def check(root: str | Path, split: str | None = None) -> list[str]:
     splits = [split] if split else [name for name, pattern in kinds.items() if any(root.glob(pattern))]
     if not splits:
         return [f"{root}: no sequences found, expected folders S1/Seq1 ... or TS1 ...; set the root to their parent"]
-    said = []
-    for name in splits:
-        try:
-            ann = read(root, name).check(f"{root} ({name})")
-        except DataError as error:
-            said.append(str(error))
-            continue
-        said += findings(ann, root, f"{root} ({name})")
-    return said
+    return findings_of(lambda name: read(root, name), {name: f"{root} ({name})" for name in splits}, root)

@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, concat
 from lib.dataset.calibrations import PANOPTIC, PANOPTIC_TO_WORLD, UNITS, panoptic_form, read_calibration
-from lib.dataset.formats.files import findings, part_folder, refuse_existing, write_images
+from lib.dataset.formats.files import findings_of, part_folder, refuse_existing, write_images
 from lib.dataset.formats.multiview import ChosenImages, observed, renumbered, rigs
-from lib.dataset.formats.video import extract_frames
+from lib.dataset.formats.video import extract_videos
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
 
@@ -231,10 +230,7 @@ def extract(root: str | Path, ann: Annotations, progress: bool = True) -> None:
             raise DataError(f"{name}: no image name of Panoptic, expected <sequence>/hdImgs/00_03/00_03_00000168.jpg")
         sequence, camera, frame = parsed
         videos.setdefault(root / sequence / "hdVideos" / f"hd_{camera}.mp4", {})[root / name] = frame
-    total = sum(len(frames) for frames in videos.values())
-    with tqdm(total=total, desc=f"{root}: images", unit="image", disable=not progress) as bar:
-        for video, frames in videos.items():
-            extract_frames(video, list(frames.values()), list(frames), bar=bar)
+    extract_videos(videos, f"{root}: images", progress)
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -355,12 +351,4 @@ def check(root: str | Path, split: str | None = None) -> list[str]:
     splits = [split] if split else [name for name in SPLITS if any((root / s).is_dir() for s in SPLITS[name])]
     if not splits:
         return [f"{root}: no sequences of Panoptic found, expected folders such as {VALID[0]}; set the root to their parent"]
-    said = []
-    for name in splits:
-        try:
-            ann = read(root, name).check(f"{root} ({name})")
-        except DataError as error:
-            said.append(str(error))
-            continue
-        said += findings(ann, root, f"{root} ({name})")
-    return said
+    return findings_of(lambda name: read(root, name), {name: f"{root} ({name})" for name in splits}, root)

@@ -22,7 +22,7 @@ from lib import unpickle
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import center_form
 from lib.dataset.formats import panoptic
-from lib.dataset.formats.files import TABLE_ERRORS, findings, load_table, new_file, place_images, refuse_existing, save_table
+from lib.dataset.formats.files import TABLE_ERRORS, findings_of, load_table, new_file, place_images, refuse_existing, save_table
 from lib.dataset.formats.multiview import boxes_of
 from lib.errors import DataError, GeometryError
 from lib.geometry.camera import Cameras
@@ -436,12 +436,4 @@ def check(root: str | Path, split: str | None = None) -> list[str]:
     names = [split] if split else splits(root)
     if not names:
         return [f"{root}: no label files found, expected such as group_train_cam5_pseudo_hrnet_soft_9videos.pkl"]
-    said = []
-    for name in names:
-        try:
-            ann = read(root, name).check(f"{root} ({name})")
-        except DataError as error:
-            said.append(str(error))
-            continue
-        said += findings(ann, root, f"{root} ({name})")
-    return said
+    return findings_of(lambda name: read(root, name), {name: f"{root} ({name})" for name in names}, root)

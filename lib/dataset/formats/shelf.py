@@ -18,7 +18,7 @@ def read(root: str | Path, split: str, labels: str = "actors") -> Annotations:
     """One split: valid (or test) = the published test frames, train = all others, all; see lib.dataset.formats.actors.read.
 
     Args:
-        labels: "actors" = annotated 3D of ; "detections" = published 2D detections in COCO's joints, without 3D.
+        labels: "actors" = annotated 3D joints; "detections" = published 2D detections in COCO's joints, without 3D.
     """
     return actors.read(LAYOUT, root, split, labels)
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -64,6 +64,19 @@ def extract_frames(
     lost = {name for frame, name in missing if frame >= readable}
     bar.update(len(lost))
     return lost
+
+
+def extract_videos(videos: Mapping[Path, Mapping[Path, int]], title: str, progress: bool = True) -> None:
+    """Frames of several videos under one progress bar; those that exist stay, so that it can be taken up again.
+
+    videos: video -> picture -> number of its frame
+
+    Raises:
+        DataError: see extract_frames.
+    """
+    with tqdm(total=sum(map(len, videos.values())), desc=title, unit="image", disable=not progress) as bar:
+        for video, frames in videos.items():
+            extract_frames(video, list(frames.values()), list(frames), bar=bar)
 
 
 def _write(capture: cv2.VideoCapture, wanted: list[tuple[int, Path]], bar: tqdm) -> int:
