@@ -2,6 +2,8 @@
 
 import json
 import logging
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,33 @@ def golden(system: str, name: str) -> dict[str, np.ndarray]:
 def golden_json(system: str, name: str) -> dict:
     """Recorded numbers of a published system, from tests/golden/<system>/<name>.json."""
     return json.loads((GOLDEN / system / f"{name}.json").read_text())
+
+
+def recorded_state(model: torch.nn.Module, factor: Callable[[str, int], float]) -> dict[str, torch.Tensor]:
+    """Weights that published systems were run with to record numbers: a function of each tensor's key and shape (the manifests tell).
+
+    factor(key, inputs of one output) scales the normal numbers of tensors with two axes or more.
+    """
+    state = {}
+    for key, value in model.state_dict().items():
+        t = torch.randn(value.shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+        if not value.is_floating_point():
+            t = torch.zeros_like(value)
+        elif value.ndim >= 2:
+            t = factor(key, value[0].numel()) * t
+        elif key.endswith("running_var"):
+            t = 1 + 0.1 * t.abs()
+        elif key.endswith(("running_mean", "bias")):
+            t = 0.05 * t
+        else:
+            t = 1 + 0.1 * t
+        state[key] = t
+    return state
+
+
+def he(key: str, inputs: int) -> float:
+    """The factor of most recordings, that of He et al.'s initialisation."""
+    return (2 / inputs) ** 0.5
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Temporal convolutions: recorded outputs and names of the published networks, three ways to run one set of weights, its checkpoints."""
 
-import zlib
 
 import pytest
 import torch
@@ -15,35 +14,16 @@ from lib.registry import resolve
 from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read
 from lib.weights.temporal import causal_of, split, temporal_arguments, temporal_needs, to_lifting_state, write_videopose3d
-from tests.conftest import GOLDEN, golden, golden_json
+from tests.conftest import GOLDEN, golden, golden_json, he, recorded_state
 
 RECORD = golden_json("videopose3d", "models")
 CASES = {case["case"]: case for case in RECORD["cases"]}
 
 
-def recorded_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that the recorded outputs were computed with: a rule of key and shape (models.json)."""
-    state = {}
-    for key, value in model.state_dict().items():
-        t = torch.randn(value.shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
-        if not value.is_floating_point():
-            t = torch.zeros_like(value)
-        elif value.ndim >= 2:
-            t = t * (2 / (value.numel() / len(value))) ** 0.5
-        elif key.endswith("running_var"):
-            t = 1 + 0.1 * t.abs()
-        elif key.endswith(("running_mean", "bias")):
-            t = 0.05 * t
-        else:
-            t = 1 + 0.1 * t
-        state[key] = t
-    return state
-
-
 def network(**arguments) -> TemporalModel:
     """With the recorded weights, so that activations keep their size over many layers, and running statistics are no identity."""
     model = TemporalModel(**{"widths": (3, 3), "channels": 16} | arguments).eval()
-    model.load_state_dict(recorded_weights(model))
+    model.load_state_dict(recorded_state(model, he))
     return model
 
 
@@ -96,7 +76,7 @@ def test_published_networks(name):
     assert model.pad == sum(case["pad_list"]) == (model.receptive_field - 1) // 2
     assert model.shift == (model.pad if case["causal"] else 0)
 
-    model.load_state_dict(recorded_weights(model))
+    model.load_state_dict(recorded_state(model, he))
     model.eval()
     x = clip(*case["input_shape"], seed=case["input_seed"])
     with torch.no_grad():

@@ -1,9 +1,7 @@
 """VoxelPose and SelfPose3d's networks: the recorded numbers of the published code, and people found from rendered heatmaps."""
 
 import copy
-import zlib
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,7 +19,7 @@ from lib.models.pose_resnet import PoseResNet
 from lib.models.v2v import V2VNet
 from lib.models.voxelpose import PoseNet, RootNet, VoxelPose
 from lib.registry import resolve
-from tests.conftest import golden, golden_json
+from tests.conftest import golden, golden_json, he, recorded_state
 from tests.scene import ring_of_cameras
 
 CASES = golden_json("selfpose3d", "networks")["cases"]
@@ -38,22 +36,8 @@ def drawn(kind: str, shape, seed: int) -> torch.Tensor:
 
 
 def with_recorded_weights(model: nn.Module) -> nn.Module:
-    """The weights the recorded outputs were computed with: a rule of key and shape (networks.json)."""
-    state = {}
-    for key, value in model.state_dict().items():
-        t = drawn("randn", value.shape, zlib.crc32(key.encode()))
-        if not value.is_floating_point():
-            t = torch.zeros_like(value)
-        elif value.ndim >= 2:
-            t = (2 / np.prod(value.shape[1:])) ** 0.5 * t
-        elif key.endswith("running_var"):
-            t = 1 + 0.1 * t.abs()
-        elif key.endswith(("running_mean", "bias")):
-            t = 0.05 * t
-        else:
-            t = 1 + 0.1 * t
-        state[key] = t
-    model.load_state_dict(state)
+    """The weights the recorded outputs were computed with (networks.json)."""
+    model.load_state_dict(recorded_state(model, he))
     return model.eval()
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import zlib
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from lib.tasks import build
 from lib.tasks.base import Step
 from lib.tasks.restore import restore
 from lib.tasks.temporal import TemporalTask
-from tests.conftest import ROOT
+from tests.conftest import ROOT, he, recorded_state
 
 GOLDEN = ROOT / "tests" / "golden" / "videopose3d"
 RUNS = json.loads((GOLDEN / "end_to_end.json").read_text())["runs"]
@@ -53,20 +52,8 @@ def configure(root, **values) -> config.Config:
 
 def by_rule(network: nn.Module, scale: float = 1.0, depth: float | None = None) -> None:
     """The weights of the fixtures: a function of each tensor's name."""
+    network.load_state_dict(recorded_state(network, he))
     with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            drawn = torch.randn(value.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-            if value.ndim > 1:
-                drawn = drawn * (2 / value[0].numel()) ** 0.5
-            elif name.endswith("running_var"):
-                drawn = 1 + 0.1 * drawn.abs()
-            elif name.endswith("weight"):
-                drawn = 1 + 0.1 * drawn
-            else:
-                drawn = 0.05 * drawn
-            value.copy_(drawn)
         network.shrink.weight.mul_(scale)
         if depth is not None:
             network.shrink.bias[2] = depth
