@@ -10,15 +10,19 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import torch
 from torchvision.models import get_model_weights
 
 from lib import config
 from lib.detection import ADVICE, DETECTORS
 from lib.errors import WeightsError
 from lib.skeleton import SKELETONS
+from lib.tasks import build
 from lib.weights import catalogue
+from lib.weights.adapters import Checkpoint
 from lib.weights.catalogue import CATALOGUE, find
 from lib.weights.fetch import fetch
+from lib.weights.load import start_parts
 from scripts import download as script
 from tests.conftest import ROOT
 
@@ -325,7 +329,8 @@ def test_every_entry_is_complete_and_its_configuration_is_read(entry, monkeypatc
     words = entry.config.split()
     if words[0].endswith(".yaml"):
         cfg = config.load(ROOT / words[0], words[1:])
-        assert cfg.MODEL.RESUME == f"models/{entry.path}"
+        judged = "MODEL.PRETRAINED" not in words  # else a stage of a training starts from it
+        assert (cfg.MODEL.RESUME if judged else cfg.MODEL.PRETRAINED) == f"models/{entry.path}"
         assert cfg.DATASET.SKELETON in ("", entry.skeleton) and cfg.MODEL.NUM_JOINTS == SKELETONS[entry.skeleton].num
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
@@ -360,6 +365,32 @@ def test_links_of_lifting_networks_are_those_of_their_readme():
         assert cfg.TASK == "temporal" and prod(cfg.TEMPORAL.WIDTHS) == frames and f"{frames} frames" in entry.text
         assert cfg.source("TEMPORAL.CAUSAL") != "default" and not cfg.TEMPORAL.CAUSAL  # as published, and said
         assert cfg.TEMPORAL.LAYOUT == ("" if "cpn" in entry.name else "coco17") and cfg.TEST.FLIP_TEST
+
+
+PEOPLE = {  # parts of the published files, and their numbers of tensors
+    "voxelpose_backbone": {"backbone": 338},
+    "selfpose3d_backbone": {"backbone": 338},
+    "selfpose3d_rootnet": {"backbone": 338, "root_net": 156},
+    "selfpose3d": {"backbone": 338, "attn": 140, "pose_net": 156, "root_net": 156},
+}
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_networks_of_several_people_fit_the_experiments_they_are_used_with(name):
+    entry = CATALOGUE[name]
+    words = entry.config.split()
+    with torch.device("meta"):
+        task = build(config.load(ROOT / words[0], words[1:]).with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_WEIGHTS": False}))
+    state = task.model.state_dict()
+    held = {part: [key for key in state if key.startswith(f"{part}.")] for part in PEOPLE[name]}
+    assert {part: len(keys) for part, keys in held.items()} == PEOPLE[name]
+    if "MODEL.RESUME" in words:  # judged: nothing may be missing
+        assert sum(map(len, held.values())) == len(state)
+    found = Checkpoint("", {key: state[key] for keys in held.values() for key in keys}, source=name)
+    assert set(start_parts(task.model, found, "panoptic15")) == set(PEOPLE[name])
+    if "root_net" in held:
+        assert state["root_net.v2v_net.front_layers.0.block.0.weight"].shape[1] == 1  # the root's heatmap alone
+    assert entry.licence.startswith("MIT" if name == "voxelpose_backbone" else "CC BY-NC-SA 4.0") and not entry.url and not entry.score
 
 
 def test_detectors_can_be_fetched_where_they_are_looked_for():

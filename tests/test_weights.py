@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from lib import config
 from lib.errors import WeightsError
 from lib.models.pose_resnet import PoseResNet
 from lib.models.temporal import TemporalModel
 from lib.models.voxelpose import VoxelPose
 from lib.skeleton import get
+from lib.tasks import build
 from lib.weights import imagenet
 from lib.weights.adapters import Checkpoint, kind_of, resnet_layers
 from lib.weights.imagenet import imagenet_state
@@ -27,6 +29,7 @@ from lib.weights.needs import needs_of
 from lib.weights.temporal import CAUSAL_NOTE
 from lib.weights.unpickle import load_file
 from lib.weights.voxelpose import backbone_state, parts_of, voxelpose_arguments
+from tests.conftest import ROOT
 
 
 class SmallPose(nn.Module):
@@ -631,6 +634,21 @@ def test_arguments_of_a_whole_network():
         "TASK": "selfpose3d", "DATASET.SKELETON": "panoptic15", "MODEL.NAME": "voxelpose", "MODEL.NUM_JOINTS": 15,
         "MODEL.EXTRA.NUM_LAYERS": 50, "VOXEL.ROOT_HEATMAP": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [("root_net", "pose_net"), ("pose_net",)], ids="+".join)
+def test_networks_without_a_backbone_on_the_joints_of_coco_are_those_of_shelf_and_campus(parts):
+    with torch.device("meta"):
+        state = some_parts(VoxelPose(17).state_dict(), *parts)
+    found = needs_of(state)
+    assert found.settings["TASK"] == "scenes" and any("shelf" in note and "campus" in note for note in found.notes)
+    cfg = config.load(ROOT / "experiments" / "shelf" / "prn64.yaml")
+    assert config.from_dict(cfg.to_dict(), found.settings).to_dict() == cfg.to_dict()  # all it needs is said there
+    with torch.device("meta"):
+        assert set(load_parts(build(cfg).model, Checkpoint("voxelpose", state), parts)) == set(parts)
+        whole = VoxelPose(17, backbone=PoseResNet(18, 17, "heatmap")).state_dict()
+    assert needs_of(whole).settings["TASK"] == "voxelpose" and "VOXEL.HEATMAPS" not in needs_of(whole).settings
+    assert needs_of(some_parts(whole, "backbone")).settings["TASK"] == "voxelpose"
 
 
 @pytest.mark.parametrize("rule", ["mean", "reference"])

@@ -60,7 +60,8 @@ KINDS: dict[str, Kind] = {
     ),
     "voxelpose": Kind(
         lambda state: any(k.startswith(("root_net.", "pose_net.")) for k in state),
-        "VoxelPose", ("root_net.", "pose_net.", "backbone."), "use it with TASK voxelpose",
+        "VoxelPose", ("root_net.", "pose_net.", "backbone."),
+        "use it with TASK voxelpose, or, where it has 17 joints and no backbone, with TASK scenes",
     ),
     "voxelpose_backbone": Kind(
         _has("backbone.conv1.", "backbone.layer1.", "backbone.deconv_layers.", "backbone.final_layer."),

@@ -15,6 +15,8 @@ _SIMPLE = "https://github.com/microsoft/human-pose-estimation.pytorch"
 _VIDEO = "https://github.com/facebookresearch/VideoPose3D"
 _VIDEO_FILES = "https://dl.fbaipublicfiles.com/video-pose-3d/"
 _TORCH = "https://download.pytorch.org/models/"
+_VOXEL = "https://github.com/microsoft/voxelpose-pytorch"
+_SELF = "https://github.com/CAMMA-public/SelfPose3d"
 _H36M_TERMS = "Human3.6M allows research only"
 _RESEARCH = f"terms on the project page; {_H36M_TERMS}"
 _MPII = "terms on the project page; MPII allows research only"
@@ -67,6 +69,17 @@ def _video(name: str, text: str, score: str, experiment: str, skeleton: str, ter
     return Entry(name, path, f"VideoPose3D, {text}", use, score, skeleton, f"CC BY-NC 4.0; {terms}", f"{_VIDEO_FILES}{name}.bin", _VIDEO)
 
 
+def _people(name: str, path: str, text: str, config: str, key: str, licence: str, page: str) -> Entry:
+    path = f"{path}.pth.tar"
+    use = f"experiments/panoptic/{config}.yaml {key} models/{path}"
+    return Entry(name, path, text, use, "", "panoptic15", licence, page=page)
+
+
+def _selfpose(name: str, file: str, text: str, config: str, key: str = "MODEL.PRETRAINED") -> Entry:
+    text = f"SelfPose3d on CMU Panoptic, {text}"
+    return _people(name, f"selfpose3d/{file}", text, config, key, "CC BY-NC-SA 4.0; terms of the data set", _SELF)
+
+
 def _torchvision(name: str, file: str, text: str, config: str, skeleton: str = "") -> Entry:
     text = f"torchvision's {text}"
     return Entry(name, file, text, config, "", skeleton, "BSD-3-Clause (code); terms of the data set", _TORCH + file)
@@ -109,6 +122,12 @@ CATALOGUE: dict[str, Entry] = {
                "h36m/243-detectron-coco", "h36m17", _H36M_TERMS),
         _video("pretrained_humaneva15_detectron", "27 frames, HumanEva-I, COCO keypoints of Mask R-CNN", "",
                "humaneva/27-detectron", "humaneva15", "terms of HumanEva"),
+        _people("voxelpose_backbone", "voxelpose/pose_resnet50_panoptic", "VoxelPose's 2D network on CMU Panoptic, ResNet-50", "prn64",
+                "MODEL.PRETRAINED", "MIT (code); terms of the data set", _VOXEL),
+        _selfpose("selfpose3d_backbone", "backbone_epoch20", "first stage: the 2D network", "selfpose3d-root"),
+        _selfpose("selfpose3d_rootnet", "cam5_rootnet_epoch2", "second stage: 2D network and places", "selfpose3d-pose"),
+        _selfpose("selfpose3d", "cam5_posenet", "third stage: the whole network, five cameras", "selfpose3d-pose",
+                  "VOXEL.RULE reference MODEL.RESUME"),
         *(
             _torchvision(f"resnet{layers}", f"resnet{layers}-{digits}.pth", f"ResNet-{layers}, ImageNet",
                          f"MODEL.INIT_FILE models/resnet{layers}-{digits}.pth {_LAYERS} {layers}")

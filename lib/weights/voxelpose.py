@@ -16,6 +16,8 @@ SPACE_NOTE = (
 )
 _JOINTS = {15: "panoptic15", 16: "mpii16", 17: "coco17"}  # heatmaps of a backbone -> skeleton
 _POSES = {15: "panoptic15", 17: "voxelpose17"}  # joints of 3D poses -> skeleton
+# Networks on the joints of COCO without a backbone are those of Shelf and Campus, which take heatmaps drawn from 2D detections.
+_DETECTED = {"DATASET.SKELETON": _JOINTS[17], "VOXEL.HEATMAPS": "keypoints", "VOXEL.ROOT_JOINTS": ["l_hip", "r_hip"]}
 _FIRST, _LAST = "v2v_net.front_layers.0.block.0.weight", "v2v_net.output_layer.weight"
 # What stands in for joints that COCO lacks in the release's start weights for Panoptic.
 _RELEASE = {"neck": "l_shoulder", "pelvis": "l_hip"}
@@ -83,8 +85,9 @@ def voxelpose_needs(state: Mapping[str, Tensor], source: str = "state dict") -> 
         WeightsError: as `voxelpose_arguments`.
     """
     found, parts = voxelpose_arguments(state, source), parts_of(state)
-    settings: dict[str, Any] = {"TASK": "selfpose3d" if "attn" in parts else "voxelpose"}
     joints = found.get("joints")
+    detected = joints == 17 and not {"backbone", "attn"} & parts.keys()
+    settings: dict[str, Any] = {"TASK": "scenes" if detected else "selfpose3d" if "attn" in parts else "voxelpose"}
     if joints in _POSES:
         settings["DATASET.SKELETON"] = _POSES[joints]
     settings["MODEL.NAME"] = "voxelpose"
@@ -102,6 +105,12 @@ def voxelpose_needs(state: Mapping[str, Tensor], source: str = "state dict") -> 
     absent = [part for part in ("backbone", "root_net", "pose_net") if part not in parts]
     if absent:
         notes.append(f"it has no {' and no '.join(absent)}")
+    if detected:
+        settings |= _DETECTED
+        notes.append(
+            "it takes heatmaps drawn from 2D detections, as on Shelf and on Campus, whose networks look the same: DATASET.DATASET shelf "
+            "with an experiment such as experiments/shelf/prn64.yaml, or campus"
+        )
     return settings, notes
 
 
