@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=240.0, help="of each subject's motions in --layout keypoints_npz (default 240)")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("W", "H"), help="of the images, px (default 256 256)")
     parser.add_argument("--rig", default="h36m", help="h36m, panoptic5, ring, ring8, ... (default h36m)")
+    parser.add_argument("--zoom", type=float, default=1.0, help="focal lengths of the rig, times this (default 1)")
     parser.add_argument("--no-distortion", action="store_true", help="pinhole cameras")
     parser.add_argument("--people", type=int, nargs="+", default=[1], metavar="N", help="persons per scene, or fewest and most (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     shared = {
         "size": tuple(args.size),
         "rig": args.rig,
+        "zoom": args.zoom,
         "seed": args.seed,
         "people": (args.people[0], args.people[-1]),
         "distortion": not args.no_distortion,

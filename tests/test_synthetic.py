@@ -304,6 +304,16 @@ def test_rigs_see_the_middle(name, views):
         assert (depth > 2000).all() and ((x - torch.tensor([99.5, 49.5])).abs() < 8).all()
 
 
+def test_a_zoomed_rig_shows_the_same_larger():
+    plain, near = (rig.rig("panoptic5", (200, 100), False, np.random.default_rng(0), zoom) for zoom in (1.0, 1.5))
+    X = torch.tensor([[0.0, 0.0, 930.0], [300.0, -200.0, 1700.0]], dtype=torch.float64)
+    middle = plain.K[:, None, :2, 2]
+    assert torch.allclose(near.project(X)[0] - middle, 1.5 * (plain.project(X)[0] - middle))
+    assert World(zoom=1.5, frames=1).cameras.K[0, 0, 0] == pytest.approx(1.5 * World(frames=1).cameras.K[0, 0, 0].item())
+    with pytest.raises(DataError, match="zoom is 0"):
+        World(zoom=0)
+
+
 def test_sequences_may_differ_in_their_number_of_people():
     options = {"seed": 2, "frames": 12, "length": 2, "rig": "panoptic5", "size": (24, 20)}
     world = World(people=(2, 4), **options)

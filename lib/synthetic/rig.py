@@ -11,7 +11,13 @@ TARGET = (0.0, 0.0, 930.0)  # mm, what the cameras look at: the hips of a person
 RIGS = ("ring", "h36m", "panoptic5")
 
 
-def rig(name: str, size: tuple[int, int] = (256, 256), distortion: bool = True, rng: np.random.Generator | None = None) -> Cameras:
+def rig(
+    name: str,
+    size: tuple[int, int] = (256, 256),
+    distortion: bool = True,
+    rng: np.random.Generator | None = None,
+    zoom: float = 1.0,
+) -> Cameras:
     """A named rig, scaled to the frame size.
 
     Args:
@@ -22,6 +28,7 @@ def rig(name: str, size: tuple[int, int] = (256, 256), distortion: bool = True, 
         distortion: lenses like Human3.6M's, else pinholes.
         rng: moves every camera a little (some 6 cm, 1 degree, 1 % of focal length), as between two recording days;
             None = exact.
+        zoom: focal lengths, times this.
 
     Returns:
         Cameras (V,), float64, mm.
@@ -56,7 +63,7 @@ def rig(name: str, size: tuple[int, int] = (256, 256), distortion: bool = True, 
     middle = (np.array(size) - 1) / 2
     offset = np.zeros((views, 2)) if rng is None else rng.normal(0, 0.008, (views, 2)) * min(size)
     lens = np.array(LENS) * (np.ones((views, 1)) if rng is None else rng.normal(1, 0.05, (views, 1)))
-    return cameras(center, target, focal * scale * min(size), middle + offset, size, lens * distortion)
+    return cameras(center, target, focal * zoom * scale * min(size), middle + offset, size, lens * distortion)
 
 
 def random_camera(rng: np.random.Generator, size: tuple[int, int], distortion: bool = True) -> Cameras:

@@ -75,6 +75,7 @@ class World:
         size: width, height of the images, px.
         rig: see lib.synthetic.rig.rig; `pretrain` uses random cameras instead.
         distortion: lenses, else pinholes.
+        zoom: focal lengths of the rig, times this.
         skeleton: joint order of the annotations, any name of lib.skeleton; the bodies themselves have h36m17.
         fps: instants per second; the slow default makes neighbouring images differ.
         length: instants per sequence; 0 = chosen so that subjects and actions are covered.
@@ -100,11 +101,12 @@ class World:
         length: int = 0,
         actions: tuple[str, ...] | None = None,
         objects: bool = True,
+        zoom: float = 1.0,
     ):
         if split not in SUBJECTS:
             raise unknown(split, SUBJECTS, "split of the synthetic world")
         fewest, most = (people, people) if isinstance(people, int | np.integer) else people
-        numbers = {"frames": frames, "people": fewest, "width": size[0], "height": size[1], "fps": fps}
+        numbers = {"frames": frames, "people": fewest, "width": size[0], "height": size[1], "fps": fps, "zoom": zoom}
         for name, value in numbers.items():
             if value <= 0:
                 raise DataError(f"synthetic world: {name} is {value}, expected a positive number")
@@ -128,6 +130,7 @@ class World:
             "length": int(length),
             "actions": tuple(actions or ACTIONS),
             "objects": bool(objects),
+            "zoom": float(zoom),
         }
         self.__dict__.update(self.arguments)
         self._cache: OrderedDict[int, Sequence] = OrderedDict()
@@ -175,7 +178,7 @@ class World:
             chances = [self._rng("camera", s) for s in range(len(self.plans))]
             return Cameras.cat([rigs.random_camera(rng, self.size, self.distortion) for rng in chances])
         chances = [self._rng("rig", name) for name in self.subjects]
-        return Cameras.cat([rigs.rig(self.rig, self.size, self.distortion, rng) for rng in chances])
+        return Cameras.cat([rigs.rig(self.rig, self.size, self.distortion, rng, self.zoom) for rng in chances])
 
     @cached_property
     def num_views(self) -> int:

@@ -279,7 +279,7 @@ def origin(world: World) -> dict:
 
 
 def check_same(root: Path, split: str, found: dict | None, wanted: dict) -> None:
-    found = found or {}
+    found = {"zoom": 1.0} | (found or {})  # worlds made before there was a choice
     for key, value in wanted.items():
         if found.get(key) != value:
             raise DataError(
