@@ -332,6 +332,20 @@ def test_bfloat16_changes_little_and_positions_stay_in_float32():
     torch.testing.assert_close(sharp, expected_position(volume.bfloat16().float(), (2000.0,) * 3))
 
 
+@pytest.mark.parametrize("joints", [1, 15, 17])
+def test_a_network_may_start_from_what_it_is_given(joints):
+    torch.manual_seed(0)
+    volume = torch.rand(2, joints, 16, 12, 8) ** 20  # a few peaks
+    scores = V2VNet(joints, joints, start="input")(volume)
+    passed = min(joints, 16)  # channels of the first layer
+    pairs = torch.stack([volume.transpose(0, 1)[:passed].flatten(1), scores.transpose(0, 1)[:passed].flatten(1)], 1)
+    assert all(torch.corrcoef(pair)[0, 1] > 0.98 for pair in pairs.detach())
+    net = PoseNet(joints, shape=(8, 8, 8), start="input").v2v_net
+    net(volume[:, :, :8, :8]).square().sum().backward()  # what is silent at first still learns
+    silent = [p for name, p in net.named_parameters() if name.endswith("res_branch.4.weight") and (p == 0).all()]
+    assert len(silent) == 8 and any((p.grad != 0).any() for p in silent)
+
+
 def test_attention_starts_undecided():
     weights = AttentionNet(4, deconv_filters=(16, 16, 16))(torch.rand(2, 3, 3, 64, 96))
     assert weights.shape == (2, 3, 4, 16, 24)
@@ -428,6 +442,8 @@ def test_pose_loss_without_matches_and_with_unknown_joints():
         (GeometryError, "multiples of 4", lambda: V2VNet(1, 1)(torch.rand(1, 1, 8, 8, 6))),
         (GeometryError, r"\(B, 2, nx", lambda: V2VNet(2, 1)(torch.rand(1, 1, 8, 8, 8))),
         (ConfigError, "at least 1", lambda: V2VNet(0, 1)),
+        (ConfigError, "not one of random, input", lambda: V2VNet(1, 1, "identity")),
+        (ConfigError, "as many of both", lambda: V2VNet(15, 1, "input")),
         (ConfigError, "multiples of 4", lambda: RootNet(3, None, Space(*PANOPTIC, (80, 80, 18)))),
         (ConfigError, "one heatmap where a root joint", lambda: RootNet(3, 1)),
         (ConfigError, "exact, reference", lambda: PoseNet(3, rule="precise")),

@@ -6,23 +6,28 @@ from torch import Tensor, nn
 from lib.errors import ConfigError, GeometryError
 
 STRIDE = 4  # two poolings: every side of a volume is a multiple of it
+STARTS = ("random", "input")
+START_GAIN = 0.03  # of scores that start as the input: normalised peaks are near 10, and a peak of 0.3 is sharp at beta 100
 
 
 class V2VNet(nn.Module):
     """Volumes of features (B,C_in,nx,ny,nz) -> volumes of scores (B,C_out,nx,ny,nz), no activation behind the last layer.
 
-    Names and shapes of the state dict are VoxelPose's. Weights start as in the release: N(0, 0.001), biases 0, batch norm 1 and 0.
-    Weights and activations lie channels-last: 1.1 to 1.2 times faster on a processor, in training and in evaluation.
+    Names and shapes of the state dict are VoxelPose's. Weights and activations lie channels-last: 1.1 to 1.2 times faster on a
+    processor, in training and in evaluation.
 
     Args:
         channels_in, channels_out: C_in, C_out: joints, or 1 for roots.
+        start: "random": weights as in the release, N(0, 0.001), biases 0, batch norm 1 and 0; "input": see `start_from_input`.
 
     Raises:
-        ConfigError: fewer than one channel.
+        ConfigError: fewer than one channel, an unknown start, or one from the input with other channels out than in.
     """
 
-    def __init__(self, channels_in: int, channels_out: int):
+    def __init__(self, channels_in: int, channels_out: int, start: str = "random"):
         super().__init__()
+        if start not in STARTS:
+            raise ConfigError(f"V2VNet: start {start!r} is not one of {', '.join(STARTS)}")
         if channels_in < 1 or channels_out < 1:
             raise ConfigError(f"V2VNet: {channels_in} channels in and {channels_out} out; expected at least 1 each")
         self.channels_in, self.channels_out = channels_in, channels_out
@@ -33,7 +38,37 @@ class V2VNet(nn.Module):
             if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                 nn.init.normal_(module.weight, std=0.001)
                 nn.init.zeros_(module.bias)
+        if start == "input":
+            self.start_from_input()
         self.to(memory_format=torch.channels_last_3d)
+
+    @torch.no_grad()
+    def start_from_input(self) -> None:
+        """New weights whose scores are the input's channels, normalised over the batch, positive, times START_GAIN.
+
+        Heatmaps that meet in a volume say much of where the joints are; the network begins there and learns what they do not say. All
+        branches beside that path are silent at first, behind a batch norm of weight 0, with weights of He et al. (ICCV 2015). The first
+        layer has 16 channels: of more joints, the others begin at random.
+
+        Raises:
+            ConfigError: other channels out than in.
+        """
+        if self.channels_in != self.channels_out:
+            channels = f"{self.channels_in} channels in and {self.channels_out} out"
+            raise ConfigError(f"V2VNet: {channels}; a network that starts from its input has as many of both: choose start random")
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, _Residual):
+                nn.init.zeros_(module.res_branch[-1].weight)
+        nn.init.zeros_(self.encoder_decoder.decoder_upsample1.block[1].weight)
+        first, widen = self.front_layers[0].block[0], self.front_layers[1].skip_con[0]
+        passed = min(self.channels_in, first.out_channels)
+        for convolution in (first, widen):
+            nn.init.dirac_(convolution.weight[:passed])
+        nn.init.normal_(self.output_layer.weight, std=0.001)
+        self.output_layer.weight[:passed] = 0
+        self.output_layer.weight[:passed, :passed, 0, 0, 0] = START_GAIN * torch.eye(passed)
 
     def forward(self, volume: Tensor) -> Tensor:
         """volume (B,C_in,nx,ny,nz) -> (B,C_out,nx,ny,nz)

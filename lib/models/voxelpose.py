@@ -41,6 +41,7 @@ class RootNet(nn.Module):
         threshold: score above which a proposal counts as found.
         nms_radius_mm: proposals nearer than this to a higher one are dropped; 0 keeps all, as published.
         rule: "exact" or "reference", see `lib.geometry.voxel.unproject_heatmaps` and `find_peaks`.
+        start: of the weights, "random" or "input", see V2VNet; from the input only where one heatmap feeds the network.
 
     In evaluation it remembers where the voxels of a rig read its heatmaps, so a rig that does not move costs that work once.
 
@@ -57,6 +58,7 @@ class RootNet(nn.Module):
         threshold: float = 0.3,
         nms_radius_mm: float = 0.0,
         rule: str = "exact",
+        start: str = "random",
     ):
         super().__init__()
         space = space or Space()
@@ -69,7 +71,7 @@ class RootNet(nn.Module):
         self.joint = None if joint is None else [joint] if isinstance(joint, int) else list(joint)
         self.space, self.max_people, self.threshold = space, max_people, threshold
         self.nms_radius_mm, self.rule = nms_radius_mm, rule
-        self.v2v_net = V2VNet(joints_in, 1)
+        self.v2v_net = V2VNet(joints_in, 1, start if joints_in == 1 else "random")
         self._rigs = TapsCache()
 
     def select(self, hm: Tensor) -> Tensor:
@@ -117,6 +119,7 @@ class PoseNet(nn.Module):
         max_people_per_chunk: people that go through the network together, which bounds the memory; None = all. In training batch norm
             sees one chunk at a time.
         rule: "exact" or "reference", see `lib.geometry.voxel.unproject_heatmaps`.
+        start: of the weights, "random" or "input", see V2VNet.
 
     Raises:
         ConfigError: a side that is no multiple of 4, an unknown rule, or chunks of nobody.
@@ -130,6 +133,7 @@ class PoseNet(nn.Module):
         beta: float = 100.0,
         max_people_per_chunk: int | None = None,
         rule: str = "exact",
+        start: str = "random",
     ):
         super().__init__()
         _check_options(shape, rule)
@@ -137,7 +141,7 @@ class PoseNet(nn.Module):
             raise ConfigError(f"PoseNet: {max_people_per_chunk} people per chunk, expected at least 1, or none for all at once")
         self.joints, self.size, self.shape = joints, tuple(size), tuple(shape)
         self.beta, self.max_people_per_chunk, self.rule = beta, max_people_per_chunk, rule
-        self.v2v_net = V2VNet(joints, joints)
+        self.v2v_net = V2VNet(joints, joints, start)
 
     def forward(self, hm: Tensor, cams: Cameras, hm_from_img: Tensor, centers: Tensor, sample: Tensor) -> Tensor:
         """Poses of P people, wherever in the batch they are.
@@ -176,6 +180,7 @@ class VoxelPose(nn.Module):
         person_size, person_shape: cube around a person, mm and voxels.
         max_people, threshold, nms_radius_mm: see RootNet.    beta, max_people_per_chunk: see PoseNet.
         rule: "exact", or "reference" for the numbers of the published code, faults included; see `unproject_heatmaps`, `find_peaks`.
+        start: of the weights of both 3D networks, see RootNet and PoseNet.
 
     Raises:
         ConfigError: see RootNet and PoseNet.
@@ -196,6 +201,7 @@ class VoxelPose(nn.Module):
         beta: float = 100.0,
         max_people_per_chunk: int | None = None,
         rule: str = "exact",
+        start: str = "random",
     ):
         super().__init__()
         self.joints = joints
@@ -203,8 +209,8 @@ class VoxelPose(nn.Module):
         # In the order of published state dicts.
         self.backbone = backbone
         self.attn = attention
-        self.pose_net = PoseNet(joints, person_size, person_shape, beta, max_people_per_chunk, rule)
-        self.root_net = RootNet(joints if root is None else 1, root, space, max_people, threshold, nms_radius_mm, rule)
+        self.pose_net = PoseNet(joints, person_size, person_shape, beta, max_people_per_chunk, rule, start)
+        self.root_net = RootNet(joints if root is None else 1, root, space, max_people, threshold, nms_radius_mm, rule, start)
 
     def freeze(self, *parts: str) -> None:
         """These parts are not trained: no gradient, and batch norm as in evaluation even in train mode.

@@ -76,6 +76,7 @@ class VoxelPoseTask(Task):
             beta=v.BETA,
             max_people_per_chunk=v.CHUNK or None,
             rule=v.RULE,
+            start=v.START,
         )
         if self.from_images or cfg.MODEL.PRETRAINED:  # ImageNet's weights are for the 2D network
             initialise(self.model if cfg.MODEL.PRETRAINED else self.model.backbone, cfg, self.skeleton)
