@@ -282,6 +282,8 @@ TREE = Group("", {
         "PEAKS": Key("scores", "Height of the blobs of detected keypoints: how sure the detector is, or 1 (Campus, as published).",
                      choices=("scores", "ones")),
         "SCENES": Key(3000, "Scenes of an epoch, where they are made up from poses (TASK scenes).", at_least(1)),
+        "START": Key("random", "Weights that the 3D networks start from: small and random as in VoxelPose, or such that their scores are "
+                     "the volume they are given (that of poses, and that of roots with VOXEL.ROOT_HEATMAP).", choices=("random", "input")),
         "SCALED_SIGMA": Key(False, "Draw the blobs of large people larger, as VoxelPose does."),
         "PARTS": Key(["root_net", "pose_net"], "Networks that are trained: backbone, root_net, pose_net; the others stay as they are, and "
                      "where nothing needs them they are not run. In selfpose3d SSL.STAGE says it.",
@@ -297,6 +299,8 @@ TREE = Group("", {
                      choices=("backbone", "root", "pose", "finetune")),
         "LABELS": Key("", "File of 2D pseudo labels to train on, in DATASET.ROOT, named without its ending (see "
                       "lib/dataset/formats/pseudo_labels.py); empty = the 2D side of DATASET.TRAIN_SET."),
+        "VALID_LABELS": Key("", "File of 2D pseudo labels of DATASET.TEST_SET, named likewise, by which models are judged and chosen; "
+                            "empty = the 2D side of DATASET.TEST_SET."),
         "TRAIN_BACKBONE": Key(True, "Train the 2D network along with that of poses."),
         "COLORS": Key(2, "Colour operations drawn for each augmented view, each done every second time; 0 = none.", at_least(0)),
         "CUTS": Key([2, 16], "Fewest rectangles cut out of an augmented view, and the first number that is too large; 0 0 = none.",
@@ -317,6 +321,7 @@ TREE = Group("", {
         "VALID": Key(200, "Instants of the evaluated split, of other subjects.", at_least(0)),
         "SIZE": Key([256, 256], "Width and height of the images, in pixels.", PICTURE_SIZE),
         "RIG": Key("h36m", "Arrangement of the cameras: h36m, panoptic5, ring, or ring and their number."),
+        "ZOOM": Key(1.0, "Focal lengths of that arrangement, times this.", Check(lambda v: v > 0, "more than 0")),
         "PEOPLE": Key([1, 1], "Fewest and most persons in a scene; boxes and pillars stand about a single one only.", FROM_TO),
         "OBJECTS": Key(True, "Put boxes and pillars into the rooms, which hide parts of the people now and then."),
         "SEED": Key(0, "Seed of the world.", at_least(0)),

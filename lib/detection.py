@@ -1,8 +1,10 @@
-"""People in pictures by torchvision's Faster R-CNN, from weights that are at hand; nothing is downloaded here."""
+"""People in pictures by torchvision's Faster R-CNN, and their joints by its Keypoint R-CNN, from weights that are at hand; nothing is
+downloaded here.
+"""
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,14 @@ from lib.weights.catalogue import CATALOGUE
 PERSON = 1  # in the label set of COCO
 CLASSES = 91
 DETECTORS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn")  # the best one first
+JOINTS = "keypointrcnn_resnet50_fpn"  # finds COCO's 17 joints along with the boxes
 ADVICE = (
-    f"give the people's boxes (--box), run `python scripts/download.py {DETECTORS[0]}`, or put its file, "
+    f"give the people's boxes (--box, --boxes), run `python scripts/download.py {DETECTORS[0]}`, or put its file, "
     f"{CATALOGUE[DETECTORS[0]].url}, into models/"
+)
+JOINTS_ADVICE = (
+    f"run `python scripts/download.py {JOINTS}` where there is a network, or put its file, {CATALOGUE[JOINTS].url}, into models/, or name "
+    "it with --weights"
 )
 
 
@@ -55,39 +62,85 @@ def load_detector(weights: str | Path | None = None, device: str = "auto") -> nn
         WeightsError: there are no weights, or the file is none of these.
     """
     target = choose_device(device)
-    path = Path(weights) if weights is not None else _at_hand()
-    try:
-        state = torch.load(path, map_location=HOST, weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file of detector weights; {ADVICE}") from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise WeightsError(f"{path}: damaged, or not a file of weights ({reason}); {ADVICE}") from error
+    path, state = _state(weights, DETECTORS, "person", ADVICE)
     from torchvision.models import detection
 
     name = _architecture(state)
     if name is None:
         raise WeightsError(f"{path}: holds no Faster R-CNN of torchvision; expected the state_dict of {', '.join(DETECTORS)}; {ADVICE}")
     model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=CLASSES)
+    return _filled(model, state, path, name, ADVICE).to(target).eval()
+
+
+def find_joints(images: Sequence[np.ndarray], model: nn.Module, threshold: float = 0.7) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The people in several pictures with COCO's 17 joints, in each picture the most certain one first.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each.
+        model: as for `find_people`, and with "keypoints" (M, 17, 3) px and "keypoints_scores" (M, 17), which are logits.
+        threshold: least score of a person.
+
+    Returns:
+        Of each picture keypoints (N, 17, 3) float32 px and confidence, the logistic function of the score; boxes (N, 4) px; scores (N,).
+    """
+    device = next((p.device for p in model.parameters()), HOST)
+    x = [torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 255 for image in images]
+    with torch.inference_mode():
+        found = model.eval()(x)
+    people = []
+    for one in found:
+        kept = (one["labels"] == PERSON) & (one["scores"] >= threshold)
+        order = one["scores"][kept].argsort(descending=True, stable=True)
+        boxes, scores, place, logits = (one[key][kept][order].float().cpu() for key in ("boxes", "scores", "keypoints", "keypoints_scores"))
+        joints = torch.cat([place[..., :2], logits.sigmoid()[..., None]], -1)
+        people.append((joints.numpy(), boxes.numpy(), scores.numpy()))
+    return people
+
+
+def load_joint_detector(weights: str | Path | None = None, device: str = "auto") -> nn.Module:
+    """torchvision's Keypoint R-CNN on a device, ready to find people and their joints; arguments and errors as for `load_detector`."""
+    target = choose_device(device)
+    path, state = _state(weights, (JOINTS,), "joint", JOINTS_ADVICE)
+    from torchvision.models import detection
+
+    if not isinstance(state, Mapping) or not any(key.startswith("roi_heads.keypoint_predictor.") for key in state):
+        raise WeightsError(f"{path}: holds no Keypoint R-CNN of torchvision; expected the state_dict of {JOINTS}; {JOINTS_ADVICE}")
+    model = getattr(detection, JOINTS)(weights=None, weights_backbone=None, num_classes=2, num_keypoints=17)
+    return _filled(model, state, path, JOINTS, JOINTS_ADVICE).to(target).eval()
+
+
+def _state(weights: str | Path | None, names: Sequence[str], what: str, advice: str) -> tuple[Path, object]:
+    """The content of a file of weights, None = the first of `names` that is at hand."""
+    path = Path(weights) if weights is not None else _at_hand(names, what, advice)
+    try:
+        return path, torch.load(path, map_location=HOST, weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file of detector weights; {advice}") from None
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise WeightsError(f"{path}: damaged, or not a file of weights ({reason}); {advice}") from error
+
+
+def _filled(model: nn.Module, state: Mapping, path: Path, name: str, advice: str) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path}: looks like {name} of torchvision, but does not fit it ({reason}); {ADVICE}") from error
-    return model.to(target).eval()
+        raise WeightsError(f"{path}: looks like {name} of torchvision, but does not fit it ({reason}); {advice}") from error
+    return model
 
 
-def _at_hand() -> Path:
+def _at_hand(models: Sequence[str], what: str, advice: str) -> Path:
     from torchvision.models import get_model_weights
 
-    names = [get_model_weights(name).DEFAULT.url.rpartition("/")[2] for name in DETECTORS]
+    names = [get_model_weights(name).DEFAULT.url.rpartition("/")[2] for name in models]
     folders = (Path(torch.hub.get_dir()) / "checkpoints", Path("models"))
     for name in names:
         for folder in folders:
             if (folder / name).is_file():
                 return folder / name
     places = " and ".join(str(folder) for folder in folders)
-    raise WeightsError(f"no weights of torchvision's person detector ({names[0]}, for example) in {places}; {ADVICE}")
+    raise WeightsError(f"no weights of torchvision's {what} detector ({names[0]}, for example) in {places}; {advice}")
 
 
 def _architecture(state) -> str | None:

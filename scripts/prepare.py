@@ -4,8 +4,10 @@ python scripts/prepare.py h36m --release /data/h36m-official --out data/h36m
 python scripts/prepare.py mpii --mat mpii_human_pose_v1_u12_1.mat --out data/mpii --valid-list valid_images.txt
 python scripts/prepare.py mpi_inf_3dhp --root data/mpi_inf_3dhp --step 5
 python scripts/prepare.py panoptic --root data/panoptic                                  frames of the HD videos that are trained on
-python scripts/prepare.py pseudo_labels --root data/panoptic --list images.json           pictures, for a 2D detector to be run on
-python scripts/prepare.py pseudo_labels --root data/panoptic --detections results.json    its COCO results as 2D pseudo labels
+python scripts/prepare.py pseudo-labels --root data/panoptic --list images.json           pictures, for a 2D detector to be run on
+python scripts/prepare.py pseudo-labels --root data/panoptic --detections results.json    its results as 2D pseudo labels
+python scripts/prepare.py pseudo-labels --root data/panoptic --keypointrcnn               2D pseudo labels of torchvision's network
+python scripts/prepare.py pseudo-labels --root data/panoptic --network model_best.pth.tar     of a 2D network of ours
 python scripts/prepare.py shelf --root data/shelf                                         what is there; campus alike
 python scripts/prepare.py shelf --root data/shelf --associate                             PCP of its detections, triangulated
 python scripts/prepare.py calibration Calib.toml --out data/mine/cameras.json             any calibration, told and converted
@@ -23,6 +25,7 @@ Nothing that exists is overwritten. Exit status: 0 done, 1 the check found somet
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -69,18 +72,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     pan.add_argument("--interval", type=int, default=0, help="every how many frames (default: 3 to train, 12 to test)")
     pan.add_argument("--no-images", action="store_true", help="do not extract, only report")
 
-    pseudo = commands.add_parser("pseudo_labels", help="2D pseudo labels of Panoptic's pictures from any detector's COCO results")
-    pseudo.add_argument("--root", default="data/panoptic", help="folder of the sequences (default %(default)s)")
+    pseudo = commands.add_parser(
+        "pseudo-labels", aliases=["pseudo_labels"], help="2D pseudo labels of a data set's pictures, and how good they are"
+    )
+    pseudo.add_argument("--root", default="data/panoptic", help="folder of the data set (default %(default)s)")
     what = pseudo.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", default="", metavar="FILE", help="writes the pictures in COCO's form, for a detector")
-    what.add_argument("--detections", default="", metavar="FILE", help="JSON list of image_id, keypoints (COCO's 17), score, bbox")
-    pseudo.add_argument("--split", default="train", help="train, valid, voxelpose_train (default %(default)s)")
-    pseudo.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="instead of the published list")
-    pseudo.add_argument("--cameras", nargs="+", default=[], metavar="PP_NN", help="default: 00_03 00_06 00_12 00_13 00_23")
-    pseudo.add_argument("--interval", type=int, default=0, help="every how many frames (default: 3 to train, 12 to test)")
+    what.add_argument("--detections", default="", metavar="PATH", help="COCO or HRNet results, AlphaPose's list, or a folder of these, or "
+                      "of a file per picture of OpenPose or MMPose; pictures are told by their names")  # fmt: skip
+    what.add_argument("--network", default="", metavar="FILE", help="checkpoint of a 2D network of ours, run on people's boxes")
+    what.add_argument("--keypointrcnn", action="store_true", help="torchvision's Keypoint R-CNN, whose weights must be at hand")
+    pseudo.add_argument("--dataset", default="panoptic", metavar="NAME", help="layout of the data set (default %(default)s)")
+    pseudo.add_argument("--split", default="train", help="of the data set, such as train or valid (default %(default)s)")
+    pseudo.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="Panoptic: instead of the published list")
+    pseudo.add_argument("--cameras", nargs="+", default=[], metavar="PP_NN", help="Panoptic: default 00_03 00_06 00_12 00_13 00_23")
+    pseudo.add_argument("--interval", type=int, default=0, help="Panoptic: every how many frames (default: 3 to train, 12 to test)")
+    pseudo.add_argument("--layout", default="", metavar="NAME", help="joints of --detections where they do not say, such as coco17")
+    pseudo.add_argument("--boxes", default="", metavar="FILE", help="for --network: COCO results with bbox, or `annotated` for the data "
+                        "set's own (default: torchvision's person detector)")  # fmt: skip
+    pseudo.add_argument("--weights", default=None, metavar="FILE", help="of torchvision's network (default: in torch's cache or models/)")
+    pseudo.add_argument("--threshold", type=float, default=0.7, help="least score of a person that a network finds (default 0.7)")
+    pseudo.add_argument("--margin", type=float, default=1.2, help="for --network: factor on the sides of boxes (default 1.2)")
+    pseudo.add_argument("--min-score", type=float, default=0.0, metavar="S", help="people of --detections with less are left out")
+    pseudo.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures that a network looks at at once (default 4)")
+    pseudo.add_argument("--device", default="auto", help="of a network: auto, cpu, cuda:0, ... (default auto)")
     pseudo.add_argument("--kind", choices=("soft", "hard"), default="soft", help="all joints, or only sure ones in the box (default soft)")
     pseudo.add_argument("--out", default="", metavar="NAME", help="of the new split (default: group_SPLIT_pseudo_KIND)")
-    pseudo.add_argument("--form", choices=("npz", "pickle"), default="npz", help="pickle = what the original program reads")
+    pseudo.add_argument("--form", choices=("npz", "pickle"), default="npz", help="pickle = what the original program reads (Panoptic)")
 
     for name in ("shelf", "campus"):
         rig = commands.add_parser(name, help="what is there of annotations, cameras, detections, poses and images")
@@ -246,16 +264,60 @@ def panoptic(args: argparse.Namespace) -> int:
 
 
 def pseudo_labels(args: argparse.Namespace) -> int:
-    from lib.tasks import prepare
+    from lib.dataset.formats import panoptic as layout
+    from lib.dataset.formats import pseudo_labels as table
+    from lib.errors import DataError
+    from lib.tasks import pseudo
 
-    chosen = (args.sequences, args.cameras, args.interval)
+    chosen = {"sequences": args.sequences, "cameras": args.cameras, "interval": args.interval}
+    if args.dataset != "panoptic" and any(chosen.values()):
+        raise DataError("--sequences, --cameras and --interval are for --dataset panoptic; leave them out")
+    if args.boxes and not args.network:
+        raise DataError("--boxes: only --network looks at boxes; leave it out, or give a checkpoint with --network")
+    ann = pseudo.read(args.dataset, args.root, args.split, chosen if args.dataset == "panoptic" else None)
     if args.list:
-        print(f"{args.list}: {prepare.write_image_list(args.list, args.root, args.split, *chosen)} pictures")
+        print(f"{args.list}: {pseudo.write_image_list(args.list, ann)} pictures")
         return 0
-    path, ann = prepare.pseudo_labels_of(args.root, args.split, args.detections, args.out, args.kind, args.form, *chosen)
-    empty = len(set(ann.image[ann.person < 0].tolist()))
-    print(f"{path}: {(ann.person >= 0).sum()} people in {len(set(ann.image.tolist()))} pictures, nobody in {empty} of them")
+    out, path = pseudo.target(args.root, args.split, args.out, args.kind, args.form)
+    if args.detections:
+        people, made_by, keep = table.read_people(ann, args.detections, args.layout), {"detections": args.detections}, None
+    else:
+        find, made_by = _finder(args, ann)
+        keep = path.with_name(f".{out}.people")
+        people = pseudo.detected(ann, args.root, find, keep, made_by, max(args.batch_size, 1))
+    interval = args.interval or layout.INTERVALS.get(args.split, 1) if args.dataset == "panoptic" else 1
+    made = pseudo.write(ann, people, args.root, out, args.kind, args.form, args.min_score, interval=interval, made_by=made_by)
+    if keep is not None:
+        shutil.rmtree(keep, ignore_errors=True)
+    empty = len(set(made.ann.image[made.ann.person < 0].tolist()))
+    print(f"{path}: {(made.ann.person >= 0).sum()} people in {len(set(made.ann.image.tolist()))} pictures, nobody in {empty} of them")
+    print(made.quality.table())
+    print(f"{made.files['quality']}: written")
+    if "picture" in made.files:
+        print(f"look at {made.files['picture']}: do the skeletons lie on the people, and is nobody left out?")
     return 0
+
+
+def _finder(args: argparse.Namespace, ann):
+    """The network that --network or --keypointrcnn names, and what tells it from others."""
+    from lib import labeller
+    from lib.detection import load_detector, load_joint_detector
+    from lib.weights.digest import sha256
+
+    if args.keypointrcnn:
+        find = labeller.JointDetector(load_joint_detector(args.weights, args.device), args.threshold)
+    else:
+        if args.boxes == "annotated":
+            boxes = labeller.annotated_boxes(ann)
+        elif args.boxes:
+            boxes = labeller.boxes_of_file(ann, args.boxes, args.threshold)
+        else:
+            boxes = labeller.detector_boxes(load_detector(args.weights, args.device), args.threshold)
+        find = labeller.network(args.network, boxes, args.device, args.margin)
+    named = {name: path for name, path in (("network", args.network), ("weights", args.weights)) if path}
+    facts = {"by": "keypointrcnn" if args.keypointrcnn else "network", "threshold": args.threshold, **named}
+    facts |= {f"{name}_sha256": sha256(path) for name, path in named.items()}
+    return find, facts if args.keypointrcnn else facts | {"boxes": args.boxes or "torchvision", "margin": args.margin}
 
 
 def actors(args: argparse.Namespace) -> int:
@@ -393,6 +455,7 @@ COMMANDS = {
     "mpii": mpii,
     "mpi_inf_3dhp": mpi_inf_3dhp,
     "panoptic": panoptic,
+    "pseudo-labels": pseudo_labels,
     "pseudo_labels": pseudo_labels,
     "shelf": actors,
     "campus": actors,

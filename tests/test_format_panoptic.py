@@ -390,7 +390,7 @@ def test_labels_from_a_detector(copy, capsys):
 def test_what_cannot_be_written(world, tmp_path):
     ann = world.annotations()
     with pytest.raises(DataError, match="has no place among Panoptic's labels"):
-        labels.write(ann, tmp_path, "x")
+        labels.write(ann, tmp_path, "x", form="pickle")
     with pytest.raises(DataError, match="form 'json'"):
         labels.write(ann, tmp_path, "x", form="json")
     with pytest.raises(DataError, match="split 'all' has no place"):

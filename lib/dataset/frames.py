@@ -73,6 +73,7 @@ class FrameSamples(Keyed):
             known = np.unique(ann.view).tolist()
             raise DataError(f"frame samples: views {slots}, expected different ones of {known}; see DATASET.VIEWS")
         self.ann, self.root, self.spec, self.views, self.seed = ann, Path(root), spec, slots, seed
+        self.labels = ann  # whose 2D people are shown
         self.max_people, self.n_augment, self.keep_people = max_people, n_augment, keep_people
         self.images = images and bool((ann.image >= 0).any())
         self.skeleton = skeletons.get(ann.skeleton)
@@ -217,6 +218,42 @@ class FrameSamples(Keyed):
         inside = (x >= 0).all(1) & ((x <= size - 1) | (size <= 0)).all(1)
         self._root = np.append(np.where(inside[:, None], x, np.nan), np.full((1, 2), np.nan), 0)  # row -1: nobody
 
+    def with_labels(self, labels: Annotations) -> "FrameSamples":
+        """Itself, with the 2D people of another table, picture by picture, such as pseudo labels; 3D poses stay those they were.
+
+        From now on x_img and conf are those of `labels`, packed from 0, the surest first, in every view by itself.
+
+        Raises:
+            DataError: the labels lack a picture of the frames, or have other joints; or these samples are augmented.
+        """
+        if self.augments:
+            raise DataError("frame samples: other labels are for frames that are evaluated, not for augmented ones")
+        skeletons.check_same(self.ann.skeleton, labels.skeleton, "the frames and the pseudo labels they are judged by")
+        number_of = {name: number for number, name in enumerate(labels.images)}
+        place = np.array([number_of.get(name, -1) for name in self.ann.images] + [-1])  # last: no picture
+        number = place[np.where(self.frames >= 0, self.ann.image[self.frames], -1)]  # (G,V)
+        there = self.camera >= 0
+        lost = there & ~np.isin(number, labels.image)
+        if lost.any():
+            row = int(self.frames[tuple(np.argwhere(lost)[0])])
+            name = self.ann.image_path(row) if row >= 0 and self.ann.image[row] >= 0 else "a view without a picture"
+            raise DataError(
+                f"pseudo labels: {lost.sum()} of the {there.sum()} pictures of the frames have none, the first is {name}; make them for "
+                "the whole split with scripts/prepare.py pseudo-labels"
+            )
+        rows = np.flatnonzero((labels.person >= 0) & (labels.conf > 0).any(1))
+        rows = rows[np.lexsort([rows, -labels.conf[rows].sum(1), labels.image[rows]])]
+        image = labels.image[rows]
+        slot = np.arange(len(rows)) - np.searchsorted(image, image)
+        kept = slot < self.max_people
+        if not kept.all():
+            log.warning("%d of %d people in 2D are left out, the least sure of views with more than %d; raise max_people", (~kept).sum(),
+                        len(kept), self.max_people)  # fmt: skip
+        table = np.full((len(labels.images) + 1, self.max_people), -1)  # last: no picture
+        table[image[kept], slot[kept]] = rows[kept]
+        self.labels, self.people = labels, table[np.where(there, number, -1)]
+        return self
+
     # --- the samples
 
     def __getitems__(self, keys: Sequence[Key | int]) -> dict:
@@ -236,8 +273,8 @@ class FrameSamples(Keyed):
             sides = {name: value[:, 0] for name, value in sides.items()}
 
         people = self.people[index]  # (B,V,M)
-        conf = np.where(people[..., None] >= 0, self.ann.conf[people], 0)
-        x_img = np.where(conf[..., None] > 0, self.ann.x_img[people], 0).astype(np.float64)
+        conf = np.where(people[..., None] >= 0, self.labels.conf[people], 0)
+        x_img = np.where(conf[..., None] > 0, self.labels.x_img[people], 0).astype(np.float64)
         poses = self.poses[index]
         X_valid = np.zeros((*poses.shape, self.ann.num_joints), dtype=bool)
         X_world = np.zeros((*X_valid.shape, 3))

@@ -15,8 +15,8 @@ from lib.config import Config
 from lib.dataset import load, plausibility
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import Calibration, focus, inverted, read_calibration, resized, turned, write_cameras
-from lib.dataset.formats import FORMATS, TRACKS, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic, pseudo_labels
-from lib.dataset.formats.files import new_file, refuse_existing
+from lib.dataset.formats import FORMATS, TRACKS, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic
+from lib.dataset.formats.files import refuse_existing
 from lib.dataset.image import read_image
 from lib.errors import DataError
 from lib.paint import below, beside, letterbox, line
@@ -173,56 +173,6 @@ def prepare_panoptic(
     if images:
         panoptic.extract(root, ann)
     return ann
-
-
-def pseudo_labels_of(
-    root: str | Path,
-    split: str,
-    detections: str | Path,
-    out: str = "",
-    kind: str = "soft",
-    form: str = "npz",
-    sequences: Sequence[str] = (),
-    cameras: Sequence[str] = (),
-    interval: int = 0,
-) -> tuple[Path, Annotations]:
-    """2D pseudo labels of Panoptic's pictures from a detector's COCO results, as a split of the layout pseudo_labels.
-
-    Args:
-        root: folder of the sequences; the labels go there as well.
-        split, sequences, cameras, interval: which pictures, see lib.dataset.formats.panoptic.read.
-        detections, kind: see lib.dataset.formats.pseudo_labels.from_detections.
-        out: name of the new split; empty = group_<split>_pseudo_<kind>.
-        form: "npz", or "pickle" for the original programs.
-
-    Returns:
-        The file, and the table in it.
-
-    Raises:
-        DataError: the file exists, or the detections cannot be used.
-    """
-    out = out or f"group_{split}_pseudo_{kind}"
-    path = Path(root) / f"{out}{FORMS[form]}"
-    refuse_existing(path)
-    ann = panoptic.read(root, split, sequences, cameras, interval)
-    labels = pseudo_labels.from_detections(ann, detections, kind)
-    pseudo_labels.write(labels, root, out, form=form, interval=interval or panoptic.INTERVALS[split])
-    return path, labels
-
-
-def write_image_list(
-    path: str | Path,
-    root: str | Path,
-    split: str,
-    sequences: Sequence[str] = (),
-    cameras: Sequence[str] = (),
-    interval: int = 0,
-) -> int:
-    """The pictures of a split of Panoptic in COCO's form, for a detector.   -> how many"""
-    listed = pseudo_labels.image_list(panoptic.read(root, split, sequences, cameras, interval))
-    with new_file(path) as part:
-        part.write_text(json.dumps(listed) + "\n")
-    return len(listed["images"])
 
 
 def prepare_recording(root: str | Path, split: str = "", step: int = 1) -> Annotations:

@@ -81,10 +81,20 @@ class SelfPose3dTask(VoxelPoseTask):
         """2D people without identities and 3D poses: pseudo labels, or what the annotations have of that."""
         d = self.cfg.DATASET
         if self.cfg.SSL.LABELS:
-            ann = load("pseudo_labels", d.ROOT, self.cfg.SSL.LABELS, skeleton=self.skeleton).protocol(d.SUBJECTS, d.TRAIN_FRAME, d.VIEWS)
+            ann = self._labels_of(self.cfg.SSL.LABELS).protocol(d.SUBJECTS, d.TRAIN_FRAME, d.VIEWS)
         else:
             ann = data.annotations(self.cfg, d.TRAIN_SET, d.TRAIN_FRAME, d.SUBJECTS)
         return unmatched(ann)
+
+    def _labels_of(self, name: str) -> Annotations:
+        return load("pseudo_labels", self.cfg.DATASET.ROOT, name, skeleton=self.skeleton)
+
+    def eval_data(self) -> dict[str, Dataset]:
+        """The frames that are judged by; their 2D people are those of SSL.VALID_LABELS, where that is given."""
+        sets = super().eval_data()
+        if self.cfg.SSL.VALID_LABELS:
+            sets["valid"].with_labels(self._labels_of(self.cfg.SSL.VALID_LABELS))
+        return sets
 
     # --- training
 
@@ -208,4 +218,5 @@ class SelfPose3dTask(VoxelPoseTask):
         evaluator = super().evaluator(dataset)
         if self.in_space:
             evaluator.protocol |= {"supervision": "2D labels, people not matched between views", "stage": self.cfg.SSL.STAGE}
+            evaluator.protocol |= {"judged_by": self.cfg.SSL.VALID_LABELS or f"the 2D people of {self.cfg.DATASET.TEST_SET}"}
         return evaluator

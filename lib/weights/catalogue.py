@@ -138,7 +138,7 @@ CATALOGUE: dict[str, Entry] = {
         _torchvision("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth",
                      "Faster R-CNN with MobileNetV3, COCO, the smallest", _DETECTOR),
         _torchvision("keypointrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn_coco-fc266e95.pth", "Keypoint R-CNN, COCO",
-                     "torchvision.models.detection; nothing here reads it", "coco17"),
+                     "python scripts/prepare.py pseudo-labels --keypointrcnn", "coco17"),
     )
 }  # fmt: skip
 

@@ -12,15 +12,18 @@ A file is recognised by what it holds, never by its name alone:
                             (M,T,J,2|3) for M people
 
 Of layouts with more joints than a skeleton here has (Halpe-136, COCO-WholeBody) the joints of the body, which come first, are kept.
+`read_detections` takes one video; `read_pictures` takes results for the pictures of a whole data set and finds each by its name.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,8 @@ import numpy as np
 from lib import skeleton as skeletons
 from lib.errors import DataError
 from lib.unpickle import load_npz
+
+log = logging.getLogger("parallax")
 
 # joints in a file -> skeleton of the first of them; what has 25 is told apart by where the joints lie
 BY_COUNT = {15: "", 16: "", 17: "coco17", 18: "openpose18", 25: "openpose25", 26: "halpe26", 133: "coco17", 136: "halpe26"}
@@ -508,3 +513,178 @@ _JSON_KINDS: tuple[tuple[Callable[[Any], bool], Callable[[Path, Any, str | None]
     (lambda c: _mapping(c, "instance_info") or _entries(c, "instances") or _entries(c, "keypoints", "keypoint_scores"), _mmpose),
     (lambda c: _entries(c, "image_id", "keypoints"), _results),
 )
+
+
+# ------------------------------------------------------------------------------------------------- pictures of a data set
+
+
+def read_pictures(path: str | Path, images: Sequence[str], layout: str | None = None) -> Detections | None:
+    """Everyone whom a detector found in the pictures of a data set; `frame` of the result is the place in `images`.
+
+    Kinds: COCO results and HRNet's, AlphaPose's list (image_id is a number in `images`, or the name of the picture), COCO annotations (by
+    file_name), and one JSON per picture called like it, of OpenPose (NAME_keypoints.json) or MMPose's inferencer.
+
+    A name fits the picture whose path, or whose end of it, it is. Else the name without folders and ending must be that of a picture
+    (or have the same numbers: hd_00_03_000000000168 is 00_03_00000168); where several are called so, the folders decide: those of the
+    name, those below `path` that the file lies in, and the file's own name. So `RESULTS/160906_band1/00_03/00_03_00000168_keypoints.json`
+    and a list `RESULTS/160906_band1.json` both say which sequence they are of.
+
+    Args:
+        path: a JSON file, or a folder with such files at any depth. In a folder there may be more pictures than in `images`; they are
+            passed over. A file must not name any other picture.
+        images: paths of the pictures; an empty one is a number that no picture has.
+        layout: skeleton of the joints, for files that do not make it clear.
+
+    Returns:
+        None where nobody was found in any picture.
+
+    Raises:
+        DataError: missing, of no known kind, damaged, or it names a picture that is not there or may be any of several.
+    """
+    path = Path(path)
+    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: a folder without JSON files; expected those of a detector")
+    names, rows, passed = _Pictures(images), _Rows.empty("picture", path), 0
+    owner: dict[int, Any] = {}
+    for file in files:
+        said_by = [*file.relative_to(path).parts[:-1], file.stem] if path.is_dir() else [file.stem]
+        try:
+            content = json.loads(file.read_bytes())
+            layout = _category(file, content) if layout is None and _mapping(content, "categories") else layout
+            for name, people in _by_picture(file, content):
+                place = names.find(name, said_by, file)
+                if place is None and path.is_dir():
+                    passed += 1
+                    continue
+                if place is None:
+                    raise DataError(
+                        f"{file}: a person of picture {name!r}, which is not in the list; run the detector on the list that was written"
+                    )
+                source = name if len(files) == 1 else (file, name)
+                if owner.setdefault(place, source) != source:
+                    both = f"{name!r} and {owner[place]} are both taken for {images[place]}"
+                    raise DataError(f"{file}: {both}; rename a folder, or leave one out")
+                for points, score, box in people:
+                    rows.add(place, points, score, box)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+        except (*BROKEN, RecursionError) as error:
+            said = f"no {error}" if isinstance(error, KeyError) else str(error)[:120]
+            raise DataError(
+                f"{file}: no COCO results of keypoints ({said}), nor people of OpenPose, AlphaPose or MMPose; expected a list of image_id, "
+                "keypoints, score, bbox, or one of these detectors' files"
+            ) from None
+    if passed and not owner:
+        raise DataError(f"{path}: none of {passed} pictures is in the list of {len(images)}, such as {images[0]}; name files like pictures")
+    if passed:
+        log.info("%s: %d pictures are not in the list and were passed over", path, passed)
+    found = any(np.isfinite(p).all(1).any() and (p[:, 2] > 0).any() for p in rows.points)
+    return rows.finish(len(images), layout) if found else None
+
+
+def read_boxes(path: str | Path, images: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """People's boxes in COCO results: a list of image_id, bbox (x y w h), score; joints are not needed. Names as for `read_pictures`.
+
+    -> place in `images` (N,), boxes (N,4) x0 y0 x1 y1 px, scores (N,), 1 where there is none
+
+    Raises:
+        DataError: missing, damaged, or it names a picture that is not there.
+    """
+    path, names = Path(path), _Pictures(images)
+    try:
+        entries = [entry for entry in json.loads(path.read_bytes()) if int(entry.get("category_id", PERSON)) == PERSON]
+        place = [names.find(entry["image_id"], [path.stem], path) for entry in entries]
+        boxes = np.array([_corners(entry["bbox"]) for entry in entries], np.float64).reshape(-1, 4)
+        scores = np.array([entry.get("score", 1.0) for entry in entries], np.float64)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (*BROKEN, RecursionError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else str(error)[:120]
+        raise DataError(f"{path}: no boxes in COCO's form ({said}); expected a list of image_id, bbox, score") from None
+    if None in place:
+        lost = entries[place.index(None)]["image_id"]
+        raise DataError(f"{path}: a person of picture {lost!r}, which is not in the list; run the detector on the list that was written")
+    return np.array(place, np.int64), boxes, scores
+
+
+class _Pictures:
+    """The pictures of a data set, to be found by what a detector calls them."""
+
+    def __init__(self, images: Sequence[str]):
+        self.images = [PurePosixPath(name) for name in images]
+        self.exact = {str(name): i for i, name in enumerate(self.images)}
+        self.like: dict[Any, list[int]] = {}
+        for i, name in enumerate(self.images):
+            for key in self._keys(name.stem):
+                self.like.setdefault(key, []).append(i)
+
+    @staticmethod
+    def _keys(stem: str) -> list[Any]:
+        numbers = tuple(int(d[-18:]) for d in re.findall(r"\d+", stem))
+        return [stem.lower(), numbers] if numbers else [stem.lower()]
+
+    def find(self, name: Any, said_by: Sequence[str], file: Path) -> int | None:
+        """Place of a picture, None = not there.   DataError where it may be any of several"""
+        if isinstance(name, int):
+            return name if 0 <= name < len(self.images) and self.images[name].name else None
+        path = PurePosixPath(str(name).replace("\\", "/"))
+        if (place := self.exact.get(str(path))) is not None:
+            return place
+        stem = re.sub(r"_keypoints$", "", path.stem if path.suffix.lower() in _PICTURES else path.name)
+        candidates = next((self.like[key] for key in self._keys(stem) if key in self.like), [])
+        ends = [i for i in candidates if _end_of(path, self.images[i]) or _end_of(self.images[i], path)]
+        if len(ends) == 1:
+            return ends[0]
+        words = {word.lower() for word in (*said_by, *path.parts[:-1])}
+        shared = Counter({i: len(words & {word.lower() for word in self.images[i].parts[:-1]}) for i in candidates})
+        best = [i for i in candidates if shared[i] == max(shared.values())]
+        if len(best) > 1:
+            raise DataError(
+                f"{file}: picture {str(name)!r} may be {self.images[best[0]]} or {self.images[best[1]]}; put the file into a folder called "
+                "like the picture's, or name the picture with its folders"
+            )
+        return best[0] if best else None
+
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def _end_of(short: PurePosixPath, path: PurePosixPath) -> bool:
+    """Whether a path ends with another, whatever the endings of their files."""
+    a, b = (p.with_suffix("").parts for p in (short, path))
+    return len(a) > 1 and a == b[-len(a) :]
+
+
+def _by_picture(file: Path, content: Any) -> list[tuple[Any, list[tuple]]]:
+    """Name of a picture and its people: points (K,3), score, box x0 y0 x1 y1; the last two may be None."""
+    stem = re.sub(r"_keypoints$", "", file.stem)
+    if not content:
+        return []
+    if _mapping(content, "people"):
+        rows = _Rows.empty("OpenPose", file)
+        _openpose_frame(rows, 0, content)
+        return [(stem, [(points, None, None) for points in rows.points])]
+    if _entries(content, "keypoints", "keypoint_scores"):
+        people = [
+            (
+                np.column_stack([np.asarray(p["keypoints"], np.float64)[:, :2], np.asarray(p["keypoint_scores"], np.float64)]),
+                p.get("bbox_score"),
+                None if p.get("bbox") is None else np.asarray(p["bbox"], np.float64).reshape(-1)[:4],
+            )
+            for p in content
+        ]
+        return [(stem, people)]
+    names = {}
+    if _mapping(content, "images", "annotations"):
+        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        content = [entry for entry in content["annotations"] if not entry.get("iscrowd") and "keypoints" in entry]
+    found: dict[Any, list[tuple]] = {}
+    for entry in content:
+        if int(entry.get("category_id", PERSON)) == PERSON:
+            name = names[entry["image_id"]] if names else entry["image_id"]
+            points = _triples(entry["keypoints"])
+            if names and "score" not in entry:
+                points[:, 2] = points[:, 2] > 0
+            found.setdefault(name, []).append((points, entry.get("score"), _corners(entry.get("bbox", entry.get("box")))))
+    return list(found.items())

@@ -8,10 +8,9 @@
 A pickle holds `db`, a list of records: a picture with its camera and everyone in it.
 """
 
-import json
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lib import unpickle
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import center_form
 from lib.dataset.formats import panoptic
+from lib.dataset.formats.detector_files import read_pictures
 from lib.dataset.formats.files import TABLE_ERRORS, findings_of, load_table, new_file, place_images, refuse_existing, save_table
 from lib.dataset.formats.multiview import boxes_of
 from lib.errors import DataError, GeometryError
@@ -104,6 +104,14 @@ def image_list(ann: Annotations) -> dict[str, Any]:
     return {"images": images, "annotations": [], "categories": [{"id": 1, "name": "person", "keypoints": joints, "skeleton": []}]}
 
 
+def names_of(ann: Annotations) -> list[str]:
+    """The pictures of a table by their number; those that no row shows have no name."""
+    names = [""] * len(ann.images)
+    for row in _rows_of_images(ann):
+        names[ann.image[row]] = ann.image_path(int(row))
+    return names
+
+
 def _rows_of_images(ann: Annotations) -> np.ndarray:
     """A row of each picture that has one."""
     if (ann.image < 0).any() or (ann.camera < 0).any():
@@ -111,19 +119,51 @@ def _rows_of_images(ann: Annotations) -> np.ndarray:
     return np.unique(ann.image, return_index=True)[1]
 
 
-def from_detections(
-    ann: Annotations,
-    path: str | Path,
-    kind: str = "soft",
-    threshold: float = THRESHOLD,
-    min_score: float = 0.0,
-) -> Annotations:
-    """Pseudo labels of the pictures of a table, from COCO results of a 2D detector; nothing else of the table's labels is used.
+@dataclass(frozen=True, eq=False)
+class People:
+    """N people as a detector found them in pictures."""
+
+    skeleton: str  # of J joints
+    image: np.ndarray  # (N,) int, rows of the table's `images`
+    keypoints: np.ndarray  # (N,J,3) float64 px, px, confidence; 0 = not found
+    boxes: np.ndarray  # (N,4) float64 x0 y0 x1 y1 px
+    score: np.ndarray  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @staticmethod
+    def nobody(skeleton: str = DETECTED) -> "People":
+        joints = skeletons.get(skeleton).num
+        return People(skeleton, np.zeros(0, np.int64), np.zeros((0, joints, 3)), np.zeros((0, 4)), np.zeros(0))
+
+
+def read_people(ann: Annotations, path: str | Path, layout: str = "") -> People:
+    """What a detector found in the pictures of a table.
+
+    Args:
+        path: COCO results, whose image_id is an id of `image_list` or the name of a picture, or what else
+            lib.dataset.formats.detector_files.read_pictures knows, which says how pictures are told by their names.
+        layout: joints of the files, where they do not say.
+
+    Raises:
+        DataError: the file is missing or damaged, or names a picture that is not in the table.
+    """
+    found = read_pictures(path, names_of(ann), layout or None)
+    if found is None:
+        return People.nobody(layout or DETECTED)
+    keypoints = np.concatenate([np.nan_to_num(found.keypoints), found.scores[..., None]], -1)
+    return People(found.layout, found.frame, keypoints, found.boxes, found.box_scores)
+
+
+def labels_of(ann: Annotations, people: People, kind: str = "soft", threshold: float = THRESHOLD, min_score: float = 0.0) -> Annotations:
+    """Pseudo labels of the pictures of a table from the people that were found there; nothing else of the table's labels is used.
+
+    Where COCO's joints are among those found, neck and pelvis are made of shoulders and hips (`to_panoptic`); other skeletons are converted
+    by the names of their joints, and joints that they lack have confidence 0.
 
     Args:
         ann: the pictures, with their cameras.
-        path: JSON list of {image_id, keypoints (51 numbers), score, bbox (x y w h)}; image_id is an id of `image_list`, or a path whose
-            end is one of `ann.images`. Without bbox the box is that of the joints.
         kind: "soft" = all joints with their confidence; "hard" = `hard_labels`.
         threshold: of hard labels.
         min_score: people with a lower score are left out, and so are those whose box has no area.
@@ -132,31 +172,23 @@ def from_detections(
         Table in SKELETON without 3D; a picture of nobody has a row of person -1.
 
     Raises:
-        DataError: the file is missing or damaged, or names a picture that is not in the table.
+        DataError: another kind, or a row without image or camera.
     """
     if kind not in ("soft", "hard"):
         raise DataError(f"kind {kind!r}: expected soft or hard")
-    path, first = Path(path), _rows_of_images(ann)
-    row_of: dict[Any, int] = {int(ann.image[row]): int(row) for row in first}
-    row_of |= {ann.image_path(int(row)): int(row) for row in first}
-    try:
-        entries = [e for e in json.loads(path.read_bytes()) if e.get("category_id", 1) == 1 and float(e.get("score", 1)) >= min_score]
-        found = [_image_row(e["image_id"], row_of, path) for e in entries]
-        joints = np.array([e["keypoints"] for e in entries], np.float64).reshape(-1, 17, 3)
-        boxes = np.array([e.get("bbox") or _around(x) for e, x in zip(entries, joints, strict=True)], np.float64).reshape(-1, 4)
-        if not np.isfinite(joints).all() or not np.isfinite(boxes).all():
-            raise ValueError("numbers that are not finite")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (*BROKEN, RecursionError) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else str(error)[:120]
-        raise DataError(f"{path}: no COCO results of keypoints ({said}); expected a list of image_id, keypoints, score, bbox") from None
-    rows = np.array(found, np.int64)
+    first = _rows_of_images(ann)
+    kept = np.flatnonzero(people.score >= min_score)
+    rows = first[np.searchsorted(ann.image[first], people.image[kept])]
+    joints, boxes = people.keypoints[kept], people.boxes[kept]
     size = ann.cameras.size.numpy()[ann.camera[rows]]
-    inner = clipped(boxes, np.where(size > 0, size, np.inf))
-    good = (boxes[:, 2:] > 0).all(1) & (inner[:, 2:] > inner[:, :2]).all(1)
+    inner = clipped(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], -1), np.where(size > 0, size, np.inf))
+    good = (boxes[:, 2:] > boxes[:, :2]).all(1) & (inner[:, 2:] > inner[:, :2]).all(1)
     rows, joints, boxes, inner = rows[good], joints[good], boxes[good], inner[good]
-    x, conf = to_panoptic(hard_labels(joints, inner, threshold) if kind == "hard" else joints)
+    coco, present = skeletons.convert(joints, people.skeleton, DETECTED)
+    joints = coco if present.all() else joints
+    if kind == "hard":
+        joints = hard_labels(joints, inner, threshold)
+    x, conf = to_panoptic(joints) if present.all() else _by_name(joints, people.skeleton)
     if kind == "hard":
         conf = (conf > 0).astype(np.float64)
     nobody = np.setdiff1d(first, rows)
@@ -180,25 +212,31 @@ def from_detections(
         x_img=np.where((conf > 0)[..., None], with_nobody(x, 0), 0).astype(np.float32),
         conf=conf,
         visible=conf > 0,
-        box=with_nobody(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], -1), np.nan).astype(np.float32),
+        box=with_nobody(boxes, np.nan).astype(np.float32),
         head_px=np.full(len(rows), np.nan, np.float32),
     )
 
 
-def _image_row(name: Any, row_of: dict[Any, int], path: Path) -> int:
-    """The row of the picture that a result names."""
-    row = row_of.get(name)
-    if row is None and isinstance(name, str) and (place := panoptic.parse_name(name)):
-        row = row_of.get(panoptic.image_name(*place))
-    if row is None:
-        raise DataError(f"{path}: a person of picture {name!r}, which is not in the list; run the detector on the list that was written")
-    return row
+def _by_name(keypoints: np.ndarray, skeleton: str) -> tuple[np.ndarray, np.ndarray]:
+    """Joints (N,J,3) of another skeleton in Panoptic's, (N,15,2) and (N,15); what is made of one that was not found has confidence 0."""
+    known = np.where(keypoints[..., 2:] > 0, keypoints, np.nan)
+    out, present = skeletons.convert(known, skeleton, SKELETON)
+    good = np.isfinite(out).all(-1) & present
+    return np.where(good[..., None], out[..., :2], 0.0), np.where(good, out[..., 2], 0.0)
 
 
-def _around(x: np.ndarray) -> list[float]:
-    """x y w h of the joints that were found, (17,3)."""
-    seen = x[x[:, 2] > 0, :2]
-    return [*seen.min(0), *(seen.max(0) - seen.min(0))] if len(seen) else [0.0] * 4
+def from_detections(
+    ann: Annotations,
+    path: str | Path,
+    kind: str = "soft",
+    threshold: float = THRESHOLD,
+    min_score: float = 0.0,
+    layout: str = "",
+) -> Annotations:
+    """Pseudo labels of the pictures of a table from the files of a 2D detector: `read_people`, then `labels_of`."""
+    if kind not in ("soft", "hard"):
+        raise DataError(f"kind {kind!r}: expected soft or hard")
+    return labels_of(ann, read_people(ann, path, layout), kind, threshold, min_score)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -343,7 +381,7 @@ def write(
     The records of a table without 3D have the form of pseudo labels, those of one with 3D the form of the annotated groups.
 
     Args:
-        ann: the table, with images; those must be called as Panoptic's are (see lib.dataset.formats.panoptic).
+        ann: the table, with images; for a pickle those must be called as Panoptic's are (see lib.dataset.formats.panoptic).
         root, split: where, and the name of the file without its suffix.
         image: i -> (H,W,3) uint8 RGB of row i of ann.images.
         form: "npz" or "pickle".
@@ -359,11 +397,11 @@ def write(
     path = root / f"{split}{'.npz' if form == 'npz' else '.pkl'}"
     refuse_existing(path)
     names = [name.decode() for name in ann.images]
-    strange = next((name for name in names if panoptic.parse_name(name) is None), None)
+    strange = next((name for name in names if panoptic.parse_name(name) is None), None) if form == "pickle" else None
     if strange is not None or (ann.image < 0).any() or (ann.camera < 0).any():
         raise DataError(
             f"{root}: {strange or 'a row without image or camera'} has no place among Panoptic's labels, expected "
-            "<sequence>/hdImgs/00_03/00_03_00000168.jpg for every row; write the table as panoptic first"
+            "<sequence>/hdImgs/00_03/00_03_00000168.jpg for every row; write it as npz, or the table as panoptic first"
         )
     posed = ann.pose[~_nobody(ann)] >= 0
     if posed.any() != posed.all():

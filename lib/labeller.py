@@ -1,0 +1,181 @@
+"""2D people of pictures from networks that are at hand: torchvision's Keypoint R-CNN, or a 2D network of ours on people's boxes.
+
+Each is a function of pictures and their numbers that gives lib.dataset.formats.pseudo_labels.People of every picture, as
+lib.tasks.pseudo.detected runs it over a data set.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.dataset.annotations import Annotations
+from lib.dataset.formats.detector_files import read_boxes
+from lib.dataset.formats.pseudo_labels import People, names_of
+from lib.dataset.image import warp
+from lib.detection import find_joints, find_people
+from lib.engine.distributed import choose_device
+from lib.errors import DataError, WeightsError
+from lib.geometry.crop import crop_affine
+from lib.predictor import Predictor
+from lib.tasks.base import Task
+from lib.tasks.restore import restore
+from lib.tasks.voxelpose import VoxelPoseTask
+
+COCO = "coco17"
+
+# a picture (H,W,3) uint8 RGB and its number -> boxes (N,4) x0 y0 x1 y1 px, scores (N,)
+Boxes = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+class JointDetector:
+    """Keypoint R-CNN: boxes and COCO's joints at once."""
+
+    def __init__(self, model: nn.Module, threshold: float = 0.7):
+        self.model, self.threshold = model, threshold
+
+    def __call__(self, images: Sequence[np.ndarray], rows: Sequence[int]) -> list[People]:
+        found = find_joints(images, self.model, self.threshold)
+        return [People(COCO, np.full(len(s), row), x.astype(np.float64), b.astype(np.float64), s.astype(np.float64))
+                for row, (x, b, s) in zip(rows, found, strict=True)]  # fmt: skip
+
+
+class CropNetwork:
+    """A network that sees one person's crop, run on boxes; the confidence is that of its heatmaps.
+
+    Args:
+        boxes: who is where.
+        margin: factor on the sides of the boxes before they are cropped; labels keep the boxes as they were found.
+    """
+
+    def __init__(self, predictor: Predictor, boxes: Boxes, margin: float = 1.2, batch_size: int = 32):
+        self.predictor, self.boxes, self.margin, self.batch_size = predictor, boxes, margin, batch_size
+
+    def __call__(self, images: Sequence[np.ndarray], rows: Sequence[int]) -> list[People]:
+        given = [_inside(*self.boxes(image, row), image) for image, row in zip(images, rows, strict=True)]
+        wide = [_widened(boxes, self.margin) for boxes, _ in given]
+        found: list[list] = [[] for _ in images]
+        shapes = [image.shape for image in images]
+        for shape in set(shapes):  # pictures of one size share their batches
+            own = [i for i, s in enumerate(shapes) if s == shape]
+            poses = self.predictor.predict_frames([images[i] for i in own], [wide[i] for i in own], batch_size=self.batch_size)
+            for i, people in zip(own, poses, strict=True):
+                found[i] = people
+        skeleton = self.predictor.skeleton
+        out = []
+        for row, people, (boxes, scores) in zip(rows, found, given, strict=True):
+            x = np.array([np.column_stack([p.x_img, p.conf]) for p in people], np.float64).reshape(-1, skeleton.num, 3)
+            out.append(People(skeleton.name, np.full(len(boxes), row), x, boxes, scores))
+        return out
+
+
+class FrameNetwork:
+    """The 2D network of a VoxelPose or SelfPose3d checkpoint, which sees whole pictures: in everyone's box the highest place of each
+    joint's heatmap, moved by a quarter of a cell towards the higher neighbour.
+
+    Args:
+        boxes: who is where; the maps do not say which peaks are one person's.
+        margin: factor on the sides of the boxes in which peaks are looked for.
+    """
+
+    def __init__(self, task: VoxelPoseTask, boxes: Boxes, device: str = "auto", margin: float = 1.2):
+        if not task.from_images:
+            raise WeightsError("the checkpoint's network looks at keypoints (VOXEL.HEATMAPS keypoints), so it finds none in pictures")
+        self.device = choose_device(device)
+        self.task, self.boxes, self.margin = task.to(self.device).eval(), boxes, margin
+
+    def __call__(self, images: Sequence[np.ndarray], rows: Sequence[int]) -> list[People]:
+        spec = self.task.image_spec
+        patch = np.array(spec.size, np.float64)
+        size = np.array([image.shape[1::-1] for image in images], np.float64)
+        box = torch.from_numpy((size / patch).max(-1, keepdims=True) * patch)
+        A = crop_affine(torch.from_numpy(size / 2), box, torch.from_numpy(patch))  # the whole picture, centred
+        shown = np.stack([warp(image, a, spec.size) for image, a in zip(images, A.numpy(), strict=True)])
+        batch = {
+            "image": torch.from_numpy(shown).permute(0, 3, 1, 2).contiguous()[:, None].to(self.device),
+            "patch_from_img": A.float()[:, None].to(self.device),
+            "flipped": torch.zeros(len(images), dtype=torch.bool, device=self.device),
+        }
+        with torch.inference_mode():
+            hm, hm_from_img = (t[:, 0].cpu().double().numpy() for t in self.task.heatmaps(batch))
+        out = []
+        for row, image, maps, affine in zip(rows, images, hm, hm_from_img, strict=True):
+            boxes, scores = _inside(*self.boxes(image, row), image)
+            x = np.array([peaks_in(maps, affine, b) for b in _widened(boxes, self.margin)], np.float64).reshape(-1, len(maps), 3)
+            out.append(People(self.task.skeleton, np.full(len(boxes), row), x, boxes, scores))
+        return out
+
+
+def peaks_in(maps: np.ndarray, hm_from_img: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The highest place of each heatmap in a box.   maps (J,h,w), hm_from_img (2,3), box (4,) px -> (J,3) px, px, height 0..1"""
+    joints, height, width = maps.shape
+    corners = hm_from_img[:, :2] @ box.reshape(2, 2).T + hm_from_img[:, 2:]
+    low = np.clip(np.floor(corners.min(1)), 0, (width - 1, height - 1)).astype(int)
+    high = np.clip(np.ceil(corners.max(1)), low, (width - 1, height - 1)).astype(int)
+    part = maps[:, low[1] : high[1] + 1, low[0] : high[0] + 1]
+    best = part.reshape(joints, -1).argmax(1)
+    cell = np.stack([best % part.shape[2] + low[0], best // part.shape[2] + low[1]], 1)  # (J,2)
+    padded, j = np.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="edge"), np.arange(joints)
+    u, v = cell[:, 0] + 1, cell[:, 1] + 1
+    slope = np.stack([padded[j, v, u + 1] - padded[j, v, u - 1], padded[j, v + 1, u] - padded[j, v - 1, u]], 1)
+    x = np.linalg.solve(hm_from_img[:, :2], (cell + 0.25 * np.sign(slope)).T - hm_from_img[:, 2:]).T
+    return np.column_stack([x, maps[j, cell[:, 1], cell[:, 0]].clip(0, 1)])
+
+
+def network(path: str | Path, boxes: Boxes, device: str = "auto", margin: float = 1.2) -> CropNetwork | FrameNetwork:
+    """The 2D network of a checkpoint, for crops or for whole pictures, as it was trained.
+
+    Raises:
+        WeightsError: the file cannot be read, holds no configuration, or its network finds no joints in pictures.
+    """
+    choose_device(device)
+    task: Task = restore(path)
+    if isinstance(task, VoxelPoseTask):
+        return FrameNetwork(task, boxes, device, margin)
+    if task.image_spec is None:
+        raise WeightsError(f"{path}: its network lifts keypoints, expected one that looks at pictures")
+    cfg = task.cfg.DATASET
+    return CropNetwork(Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE), boxes, margin)
+
+
+def detector_boxes(model: nn.Module, threshold: float = 0.7) -> Boxes:
+    """Boxes of torchvision's person detector."""
+    return lambda image, row: find_people(image, model, threshold)
+
+
+def annotated_boxes(ann: Annotations) -> Boxes:
+    """Boxes of the data set's own annotation, for trials; real labels are made without it."""
+    good = np.flatnonzero(np.isfinite(ann.box).all(1) & (ann.box[:, 2:] > ann.box[:, :2]).all(1) & (ann.conf > 0).any(1))
+    return _listed(ann.image[good], ann.box[good].astype(np.float64), np.ones(len(good)))
+
+
+def boxes_of_file(ann: Annotations, path: str | Path, min_score: float = 0.0) -> Boxes:
+    """Boxes of COCO results; see lib.dataset.formats.detector_files.read_boxes."""
+    image, boxes, scores = read_boxes(path, names_of(ann))
+    kept = scores >= min_score
+    return _listed(image[kept], boxes[kept], scores[kept])
+
+
+def _listed(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> Boxes:
+    order = np.argsort(image, kind="stable")
+    numbers, starts = np.unique(image[order], return_index=True)
+    rows: Mapping[int, np.ndarray] = dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
+    nobody = np.zeros(0, np.int64)
+    return lambda _, row: (boxes[rows.get(row, nobody)], scores[rows.get(row, nobody)])
+
+
+def _inside(boxes: np.ndarray, scores: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those that have an area in the picture."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if not np.isfinite(boxes).all():
+        raise DataError("boxes: a coordinate is not finite; expected x0 y0 x1 y1 px")
+    low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], image.shape[1::-1])
+    good = (high > low).all(1)
+    return boxes[good], np.asarray(scores, np.float64)[good]
+
+
+def _widened(boxes: np.ndarray, margin: float) -> np.ndarray:
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, margin * (boxes[:, 2:] - boxes[:, :2]) / 2
+    return np.concatenate([middle - half, middle + half], 1)
