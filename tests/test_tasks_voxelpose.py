@@ -54,6 +54,21 @@ def test_only_the_parts_that_are_named_learn(settings, parts):
     assert losses["total"].item() == pytest.approx(sum(losses[names[part]].item() for part in parts), rel=1e-5)
 
 
+def test_the_first_stage_leaves_the_backbone_alone_to_the_next(settings, tmp_path):
+    """Networks that nothing has trained yet are no start for those of the next stage, which may be of another kind."""
+    first = task_of(settings, **{"VOXEL.PARTS": ["backbone"]})
+    state = first.model.state_dict()
+    assert {name.split(".")[0] for name in state} == {"backbone"} and first.extra_state() == first.facts() == {}
+    torch.save(state, tmp_path / "first.pth.tar")
+    with torch.no_grad():
+        state["backbone.final_layer.bias"] += 1
+    torch.save(state, tmp_path / "first.pth.tar")
+    start = {"MODEL.PRETRAINED": str(tmp_path / "first.pth.tar"), "VOXEL.ROOT_HEATMAP": True, "VOXEL.START": "input"}
+    one, other = task_of(settings, **start), task_of(settings, **start | {"MODEL.PRETRAINED": ""})
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, state[name] if name.startswith("backbone.") else other.model.state_dict()[name]), name
+
+
 def test_a_step_in_which_nobody_is_found_changes_nothing(settings):
     task = task_of(settings, **{"VOXEL.PARTS": ["pose_net"], "VOXEL.MATCH_MM": 0.0}).train()
     losses = task({"train": batch_of(task, 1)}, Step(0, 0, 0.0))

@@ -181,6 +181,7 @@ class VoxelPose(nn.Module):
         max_people, threshold, nms_radius_mm: see RootNet.    beta, max_people_per_chunk: see PoseNet.
         rule: "exact", or "reference" for the numbers of the published code, faults included; see `unproject_heatmaps`, `find_peaks`.
         start: of the weights of both 3D networks, see RootNet and PoseNet.
+        in_space: False leaves both out: heatmaps alone, as in the first stage of training.
 
     Raises:
         ConfigError: see RootNet and PoseNet.
@@ -202,6 +203,7 @@ class VoxelPose(nn.Module):
         max_people_per_chunk: int | None = None,
         rule: str = "exact",
         start: str = "random",
+        in_space: bool = True,
     ):
         super().__init__()
         self.joints = joints
@@ -209,8 +211,10 @@ class VoxelPose(nn.Module):
         # In the order of published state dicts.
         self.backbone = backbone
         self.attn = attention
-        self.pose_net = PoseNet(joints, person_size, person_shape, beta, max_people_per_chunk, rule, start)
-        self.root_net = RootNet(joints if root is None else 1, root, space, max_people, threshold, nms_radius_mm, rule, start)
+        self.pose_net = self.root_net = None
+        if in_space:
+            self.pose_net = PoseNet(joints, person_size, person_shape, beta, max_people_per_chunk, rule, start)
+            self.root_net = RootNet(joints if root is None else 1, root, space, max_people, threshold, nms_radius_mm, rule, start)
 
     def freeze(self, *parts: str) -> None:
         """These parts are not trained: no gradient, and batch norm as in evaluation even in train mode.

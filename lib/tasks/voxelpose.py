@@ -56,6 +56,7 @@ class VoxelPoseTask(Task):
         self.from_images = v.HEATMAPS == "network"
         self.roots = self._root_joints()
         self.parts = self.learned()
+        self.in_space = "root_net" in self.parts or "pose_net" in self.parts  # else the 2D network alone is trained, judged and kept
         if bool(v.SPACE_SIZE) != bool(v.SPACE_CENTER):
             raise cfg.error("VOXEL.SPACE_SIZE", "and SPACE_CENTER belong together; set both, or neither to find them from the cameras")
         if "backbone" in self.parts and not self.from_images:
@@ -77,13 +78,13 @@ class VoxelPoseTask(Task):
             max_people_per_chunk=v.CHUNK or None,
             rule=v.RULE,
             start=v.START,
+            in_space=self.in_space,
         )
         if self.from_images or cfg.MODEL.PRETRAINED:  # ImageNet's weights are for the 2D network
             initialise(self.model if cfg.MODEL.PRETRAINED else self.model.backbone, cfg, self.skeleton)
         if cfg.CHANNELS_LAST and self.from_images:
             self.model.backbone.to(memory_format=torch.channels_last)
         self.model.freeze(*(part for part, module in self.model.named_children() if part not in self.parts))
-        self.in_space = "root_net" in self.parts or "pose_net" in self.parts  # else the 2D network alone is trained and judged
         self.key_metric = ("map_percent", "max") if self.in_space else ("peak_f1_percent", "max")
         self.register_buffer("flip", torch.as_tensor(skeleton.flip.copy()), persistent=False)
 
@@ -143,14 +144,18 @@ class VoxelPoseTask(Task):
         self.space_known = True
 
     def extra_state(self) -> dict:
+        if not self.in_space or not self.space_known:
+            return {}
         space = self.model.root_net.space
-        return {"space_size": list(space.size), "space_center": list(space.center)} if self.space_known else {}
+        return {"space_size": list(space.size), "space_center": list(space.center)}
 
     def load_extra_state(self, state: dict) -> None:
-        if state and not self.cfg.VOXEL.SPACE_SIZE:
+        if state and self.in_space and not self.cfg.VOXEL.SPACE_SIZE:
             self.set_space(state["space_size"], state["space_center"])
 
     def facts(self) -> dict:
+        if not self.in_space:
+            return {}
         space = self.model.root_net.space
         return {"space_size_mm": list(space.size), "space_center_mm": list(space.center), "voxel_mm": list(space.pitch)}
 

@@ -197,7 +197,7 @@ def initialise(model: nn.Module, cfg: Any, skeleton: str = "") -> None:
     section = cfg.MODEL
     if section.PRETRAINED:
         checkpoint = read(section.PRETRAINED)
-        if "root_net" in dict(model.named_children()):
+        if {"backbone", "root_net"} & dict(model.named_children()).keys():
             for part, report in start_parts(model, checkpoint, skeleton).items():
                 log.info("weights: %s: %s: %s", section.PRETRAINED, part, report.summary())
         else:
