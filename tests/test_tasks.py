@@ -1,5 +1,7 @@
 """Tasks on a tiny rig with known truth: labels, losses, predictions, teachers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,18 @@ def test_each_head_learns_one_batch(ann, tmp_path, head):
     assert task.key_metric[0] in report.metrics
     figure = next(iter(task.figures(b, pred, 2).values()))
     assert figure.dtype == np.uint8 and figure.ndim == 3
+
+
+def test_who_is_out_of_a_view_has_no_crop_of_it(ann, tmp_path, monkeypatch):
+    visible, box = ann.visible.copy(), ann.box.copy()
+    visible[3], box[3] = False, np.nan  # out of sight
+    visible[5, 1:], box[5] = False, np.nan  # one joint is no extent
+    table = dataclasses.replace(ann, visible=visible, box=box)
+    monkeypatch.setattr(task_data, "annotations", lambda cfg, split, step=1, subjects=(): table)
+    task = task_of(tmp_path)
+    for samples in (task.train_data()["train"], task.eval_data()["valid"]):
+        kept = np.delete(np.arange(len(ann)), [3, 5])
+        assert np.array_equal(samples.ann.box, ann.box[kept]) and np.array_equal(samples.ann.image, ann.image[kept])
 
 
 def test_prediction_inverts_the_labels(ann, tmp_path, monkeypatch):

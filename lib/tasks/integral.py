@@ -151,8 +151,10 @@ class IntegralTask(Task):
         return self.reader.dims == 3 and bool((ann.pose >= 0).any())
 
     def crops(self, ann, train: bool) -> CropSamples:
-        """Person crops of annotations, augmented when they are for training."""
+        """Person crops of annotations, augmented when they are for training; views that show less than two joints of one are left out."""
         cfg = self.cfg
+        shown = ann.visible.sum(1) > 1
+        ann = ann if shown.all() else ann.select(shown)
         return CropSamples(
             ann,
             cfg.DATASET.ROOT,
