@@ -21,7 +21,7 @@ from lib.tasks import build
 from lib.weights.adapters import KINDS, Checkpoint, State, kind_of, resnet_stages, strip_prefix
 from lib.weights.digest import sha256
 from lib.weights.load import LoadReport, load_into, write_reference
-from lib.weights.needs import LIFTING, Needs, needs_of
+from lib.weights.needs import FUSION, LIFTING, Needs, image_spec_of, needs_of
 from lib.weights.temporal import causal_of, split, temporal_arguments, to_lifting_state, write_videopose3d
 
 FORMS = ("ours", "reference", "torchvision")
@@ -100,7 +100,8 @@ def configuration(checkpoint: Checkpoint, file: str | None = None, overrides: Se
         WeightsError: nobody says whether a lifting network is causal, or the file says otherwise.
     """
     kind = network_kind(checkpoint)
-    task = {"TASK": "refine" if kind == "refiner" else "integral"}  # epipolar's student is integral's network
+    # epipolar's student is integral's network
+    task = {"TASK": "refine" if kind == "refiner" else "fusion" if kind in FUSION else "integral"}
     if kind in LIFTING:
         said = config.load(file, overrides)
         told = None if said.source(_CAUSAL) == "default" else said.TEMPORAL.CAUSAL
@@ -121,7 +122,8 @@ def to_ours(
     Args:
         cfg: from `configuration`.
         norm: means and deviations of a refiner's training data, where the file holds none.
-        color: channel order of the pictures that the network was trained on, rgb or bgr; "" = as stored in the file, else rgb.
+        color: channel order of the pictures that the network was trained on, rgb or bgr; "" = as stored in the file, else that of its
+            release, else rgb.
 
     Returns:
         What `torch.save` takes, and what became of each key.
@@ -137,8 +139,7 @@ def to_ours(
         task.load_extra_state(extra)
     spec = task.image_spec
     if spec is not None:
-        told = checkpoint.meta.get("image_spec") or {}
-        spec = ImageSpec.from_dict({**spec.to_dict(), **told, "size": spec.size})
+        spec = ImageSpec.from_dict({**spec.to_dict(), **image_spec_of(checkpoint), "size": spec.size})
         spec = replace(spec, color=color) if color else spec
     meta, source = plain_meta(checkpoint), Path(checkpoint.source)
     step, epoch = meta.get("step"), meta.get("epoch")
@@ -162,15 +163,19 @@ def to_ours(
 
 
 def reference_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights of a pose ResNet as EpipolarPose's release knows them, counters of the batch norms included.
+    """The weights of a pose ResNet as EpipolarPose's release knows them, or of a fusion network as hg-3d's does, counters of the batch
+    norms included.
 
     Raises:
-        WeightsError: no pose ResNet, or one that the release cannot build.
+        WeightsError: another network, or one that the release cannot build.
     """
     kind, state = network_kind(checkpoint), checkpoint.state_dict
-    if kind != "pose_resnet":
-        raise WeightsError(f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet; only that has a form in the release")
-    if resnet_stages(state) != 4:
+    if kind not in ("pose_resnet", *FUSION):
+        raise WeightsError(
+            f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet or a network of 2D + 3D fusion; only those "
+            "have a form in a release"
+        )
+    if kind != "hourglass" and resnet_stages(state) != 4:
         raise WeightsError(
             f"{checkpoint.source}: has a ResNet of {resnet_stages(state)} stages, but the release knows 4; train with "
             "MODEL.EXTRA.NUM_STAGES 4 for a file that it reads"
@@ -248,13 +253,16 @@ def convert(
         state, write = lifting_states(checkpoint), partial(_write_lifting, trained(checkpoint))
         counts = [f"{len(part)} tensors in {name}" for part, name in zip(state, ("model_pos", "model_traj"), strict=True) if part]
         said = f"as VideoPose3D's --evaluate takes it, {', '.join(counts)}; whether it is causal is not in it"
+    elif form == "reference" and kind in FUSION:
+        state = {"epoch": trained(checkpoint)[0], "state_dict": reference_state(checkpoint)}
+        said = f"{len(state['state_dict'])} tensors under state_dict beside the epoch, as pytorch-pose-hg-3d reads them"
     elif form == "reference":
         state, write = reference_state(checkpoint), write_reference
         said = f"{len(state)} tensors, bare, each key with the prefix module."
     elif form == "torchvision":
         state = torchvision_state(checkpoint)
         said = f"{len(state)} tensors of the backbone, for MODEL.INIT_FILE"
-    elif kind in ("pose_resnet", "refiner", *LIFTING):
+    elif kind in ("pose_resnet", "refiner", *FUSION, *LIFTING):
         state, report = to_ours(checkpoint, configuration(checkpoint, cfg, overrides), norm, color)
         said = f"checkpoint with configuration and skeleton {state['skeleton']}; {report.summary()}"
     else:

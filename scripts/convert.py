@@ -14,7 +14,8 @@ examples:
                   networks are causal is in no tensor: TEMPORAL.CAUSAL must be said.
 --to reference    what EpipolarPose's release reads: bare, each key with the prefix module.; for a refiner its {epoch, ...,
                   state_dict, optimizer} with norm.pkl beside it; for a network that lifts keypoints what VideoPose3D reads:
-                  {epoch, lr, optimizer, model_pos, model_traj}, the last only if there is one
+                  {epoch, lr, optimizer, model_pos, model_traj}, the last only if there is one; for a network of 2D + 3D fusion
+                  what pytorch-pose-hg-3d reads: {epoch, state_dict}
 --to torchvision  the backbone alone, for MODEL.INIT_FILE
 
 A file is known by its keys, never by its name, and nothing in it is executed. Nothing that exists is overwritten.
@@ -130,9 +131,10 @@ def next_steps(checkpoint, kind: str, file: Path) -> list[str]:
     """What the file is good for, in commands where there are some."""
     from lib import convert as forms
     from lib.weights.adapters import KINDS
-    from lib.weights.needs import LIFTING
+    from lib.weights.needs import FUSION, LIFTING
 
-    if forms.stored(checkpoint) and kind == "pose_resnet":
+    pictures = kind in ("pose_resnet", *FUSION)
+    if forms.stored(checkpoint) and pictures:
         return [
             f"python scripts/predict.py PICTURE --checkpoint {file}",
             f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, on the data of an experiment",
@@ -148,7 +150,7 @@ def next_steps(checkpoint, kind: str, file: Path) -> list[str]:
             judged,
             f"MODEL.PRETRAINED {file}    starts a training from it",
         ]
-    if kind == "pose_resnet":
+    if pictures:
         return [
             f"python scripts/convert.py convert {file} OUT    makes a checkpoint that holds the above, for scripts/predict.py",
             f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, with an experiment that says the above",

@@ -16,6 +16,10 @@ from lib.errors import DataError
 COLORS = ("rgb", "bgr")
 # RGB on 0..255, as torchvision's weights expect
 IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+# What the networks of Zhou et al., ICCV 2017, were trained on: BGR over 256, with ImageNet's numbers for red on blue and the reverse ...
+HG3D = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 256, "color": "bgr"}
+# ... and without them, for their hourglasses
+HG3D_HOURGLASS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "scale": 1 / 256, "color": "bgr"}
 
 
 @dataclass(frozen=True)

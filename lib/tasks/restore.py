@@ -9,6 +9,7 @@ from lib.tasks import build
 from lib.tasks.base import Task
 from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read
+from lib.weights.needs import image_spec_of
 
 # What a checkpoint was trained from is not needed, and may not exist where it is used.
 _UNUSED = {"MODEL.PRETRAINED": "", "MODEL.RESUME": "", "MODEL.INIT_WEIGHTS": False, "MODEL.INIT_FILE": ""}
@@ -50,7 +51,7 @@ def adopt(task: Task, checkpoint: Checkpoint) -> None:
         WeightsError: the weights do not fit the model exactly; the task is then unchanged.
     """
     load_into(task.model, task.adapted(checkpoint), strict=True)
-    spec = checkpoint.meta.get("image_spec")
+    spec = image_spec_of(checkpoint)
     if spec and task.image_spec:  # colours and normalisation belong to the weights; the size is that of the configuration
         task.image_spec = ImageSpec.from_dict({**spec, "size": task.image_spec.size})
     if checkpoint.meta.get("task_extra"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lib.backbone.resnet import RESNETS
 from lib.errors import WeightsError
+from lib.weights.unpickle import Inert
 
 State = dict[str, Tensor]
 
@@ -81,7 +82,11 @@ KINDS: dict[str, Kind] = {
         "it lifts keypoints of videos: use it with TASK temporal, or give it to scripts/predict.py --keypoints as --checkpoint",
     ),
     "fusion": Kind(
-        _has("deconv_layers.", "hm.", "depth."), "2D+3D fusion (hg-3d)", ("hm.", "depth."), "use it with TASK fusion"
+        _has("deconv_layers.", "hm."), "2D+3D fusion (hg-3d)", ("hm.", "depth."), "use it with TASK fusion, MODEL.NAME fusion"
+    ),
+    "hourglass": Kind(
+        _has("conv1_.", "hourglass.", "tmpOut."),
+        "stacked hourglass", ("hourglass.", "tmpOut.", "reg."), "use it with TASK fusion, MODEL.NAME hourglass",
     ),
     "pose_resnet": Kind(
         _has("conv1.", "layer1.", "deconv_layers.", "final_layer."),
@@ -96,11 +101,14 @@ def unwrap(value: Any, source: str) -> Checkpoint:
     """The weights inside whatever a checkpoint file held.
 
     Knows: our own {format, model, ...}; EpipolarPose's {epoch, model: names, state_dict}; its refiner; VideoPose3D's
-    {model_pos}; a bare state dict; each with or without the prefix "module." of a parallel wrapper.
+    {model_pos}; hg-3d's {epoch, state_dict, optimizer}; a bare state dict; each with or without the prefix "module." of a
+    parallel wrapper.
 
     Raises:
-        WeightsError: there are no named tensors in it.
+        WeightsError: there are no named tensors in it, or they lie in a pickled object.
     """
+    if isinstance(value, Inert):
+        raise _pickled(value, source)
     if isinstance(value, Mapping) and not _is_state(value):
         for name in _CONTAINERS:
             inner = value.get(name)
@@ -110,6 +118,9 @@ def unwrap(value: Any, source: str) -> Checkpoint:
                 ours = name == "model" and "format" in value
                 said = f"under the key {name!r}{_prefix(inner, state)}"
                 return Checkpoint("parallax" if ours else kind_of(state), state, meta, source, said)
+        pickled = next((value[name] for name in _CONTAINERS if isinstance(value.get(name), Inert)), None)
+        if pickled is not None:
+            raise _pickled(pickled, source)
         raise WeightsError(
             f"{source}: holds {_described(value)}, but no weights; expected a state dict, or a dict with one under "
             f"{', '.join(_CONTAINERS[:3])}"
@@ -121,6 +132,17 @@ def unwrap(value: Any, source: str) -> Checkpoint:
         )
     state = strip_prefix(value)
     return Checkpoint(kind_of(state), state, {}, source, f"bare state dict{_prefix(value, state)}")
+
+
+def _pickled(value: Inert, source: str) -> WeightsError:
+    """The error for a network that was saved as an object, which only its own code can read."""
+    kind = type(value)
+    name = ascii(f"{kind.__module__.removeprefix('inert.')}.{kind.__name__}"[:100]).strip("'")
+    return WeightsError(
+        f"{source}: holds a whole pickled object ({name}), not named tensors; nothing in a file is executed here, so load it where its "
+        "own code is (hgreg-3d.pth: PyTorch 0.1.12, Python 2, pytorch-pose-hg-3d's branch hg3d), save it there with "
+        "torch.save(model.state_dict(), path), and give that file"
+    )
 
 
 def kind_of(state: Mapping[str, Tensor]) -> str:

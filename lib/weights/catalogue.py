@@ -1,7 +1,7 @@
 """Published weights by name: where they are, where they belong, what they need, and what was said of them.
 
-Scores are quotations of those who published the weights (the READMEs of EpipolarPose and VideoPose3D); nothing here was measured. A
-file without a direct link is behind a page that wants a browser.
+Scores are quotations of those who published the weights (the READMEs of EpipolarPose, VideoPose3D and pytorch-pose-hg-3d); nothing here
+was measured. A file without a direct link is behind a page that wants a browser.
 """
 
 import re
@@ -18,6 +18,7 @@ _TORCH = "https://download.pytorch.org/models/"
 _VOXEL = "https://github.com/microsoft/voxelpose-pytorch"
 _SELF = "https://github.com/CAMMA-public/SelfPose3d"
 _H36M_TERMS = "Human3.6M allows research only"
+_HG3D = "https://github.com/xingyizhou/pytorch-pose-hg-3d"
 _RESEARCH = f"terms on the project page; {_H36M_TERMS}"
 _MPII = "terms on the project page; MPII allows research only"
 
@@ -80,6 +81,13 @@ def _selfpose(name: str, file: str, text: str, config: str, key: str = "MODEL.PR
     return _people(name, f"selfpose3d/{file}", text, config, key, "CC BY-NC-SA 4.0; terms of the data set", _SELF)
 
 
+def _fusion(name: str, text: str, score: str) -> Entry:
+    path = f"hg3d/{name}.pth"
+    text = f"2D + 3D fusion (Zhou et al.), ResNet-50, {text}"
+    use = f"python scripts/convert.py convert models/{path} OUT"
+    return Entry(name, path, text, use, score, "mpii16", f"GPL-3 (code); terms of MPII and Human3.6M, {_H36M_TERMS}", page=_HG3D)
+
+
 def _torchvision(name: str, file: str, text: str, config: str, skeleton: str = "") -> Entry:
     text = f"torchvision's {text}"
     return Entry(name, file, text, config, "", skeleton, "BSD-3-Clause (code); terms of the data set", _TORCH + file)
@@ -128,6 +136,8 @@ CATALOGUE: dict[str, Entry] = {
         _selfpose("selfpose3d_rootnet", "cam5_rootnet_epoch2", "second stage: 2D network and places", "selfpose3d-pose"),
         _selfpose("selfpose3d", "cam5_posenet", "third stage: the whole network, five cameras", "selfpose3d-pose",
                   "VOXEL.RULE reference MODEL.RESUME"),
+        _fusion("fusion_3d", "second stage: MPII and Human3.6M", ""),
+        _fusion("fusion_3d_var", "third stage: with the variance of bone lengths", "MPJPE 64.55 mm"),
         *(
             _torchvision(f"resnet{layers}", f"resnet{layers}-{digits}.pth", f"ResNet-{layers}, ImageNet",
                          f"MODEL.INIT_FILE models/resnet{layers}-{digits}.pth {_LAYERS} {layers}")

@@ -17,7 +17,7 @@ from lib.weights.unpickle import Inert, load_file
 from lib.weights.voxelpose import backbone_state, parts_of
 
 log = logging.getLogger("parallax")
-HEADS = ("final_layer.", "depth_fc.")  # what a network for other joints has of its own
+HEADS = ("final_layer.", "depth_fc.", "hm.", "depth.", "tmpOut.", "tmpOut_.", "reg.")  # what a network for other joints has of its own
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def load_into(
 ) -> LoadReport:
     """Copy the weights that fit by name and shape; `num_batches_tracked` may be absent.
 
+    The layer of 2D heatmaps goes from a pose ResNet into a fusion network and back, unless `strict`.
+
     Args:
         inflate: gain > 0: the `final_layer` of a 2D heatmap network (J channels) is repeated over the D depth bins of a
             volumetric one (J D channels), times the gain.
@@ -77,6 +79,7 @@ def load_into(
     checkpoint = state if isinstance(state, Checkpoint) else Checkpoint("", strip_prefix(state), source="state dict")
     source, found = checkpoint.source, dict(checkpoint.state_dict)
     target = model.state_dict()
+    found = found if strict else _heatmaps_renamed(found, target)
     inflated = _inflate(found, target, inflate) if inflate > 0 else ()
     fitting, report = compare(found, target, inflated)
     counted = {k for k in target if not k.endswith("num_batches_tracked")}
@@ -205,6 +208,8 @@ def initialise(model: nn.Module, cfg: Any, skeleton: str = "") -> None:
             log.info("weights: %s: %s", section.PRETRAINED, report.summary())
     elif section.RESUME:
         log.info("weights: those of MODEL.RESUME %s", section.RESUME)
+    elif section.INIT_WEIGHTS and kind_of(model.state_dict()) == "hourglass":
+        log.info("weights: from scratch (there are no ImageNet weights of hourglasses)")
     elif section.INIT_WEIGHTS:
         state, message = imagenet_state(section.EXTRA.NUM_LAYERS, section.INIT_FILE)
         if state is not None:
@@ -229,6 +234,14 @@ def write_reference(state: Mapping[str, Tensor], path: str | Path) -> None:
         part.unlink(missing_ok=True)
         reason = str(error).split("\n")[0]
         raise WeightsError(f"{path}: cannot be written ({reason}); choose another folder") from error
+
+
+def _heatmaps_renamed(found: State, target: State) -> State:
+    """The heatmap layer of a pose ResNet (final_layer) or of a fusion network (hm) under the name that the model has for it."""
+    for name, other in (("final_layer.", "hm."), ("hm.", "final_layer.")):
+        if f"{name}weight" in found and f"{other}weight" not in found and f"{other}weight" in target and f"{name}weight" not in target:
+            return {other + key.removeprefix(name) if key.startswith(name) else key: value for key, value in found.items()}
+    return found
 
 
 def _inflate(found: State, target: State, gain: float) -> tuple[str, ...]:

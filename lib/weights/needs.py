@@ -3,12 +3,15 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import yaml
 from torch import Tensor
 
+from lib.dataset.image import HG3D, HG3D_HOURGLASS
 from lib.errors import WeightsError
+from lib.models.hourglass import HALVINGS
 from lib.skeleton import SKELETONS
 from lib.weights.adapters import Checkpoint, kind_of, resnet_layers, resnet_stages
 from lib.weights.temporal import CAUSAL_NOTE, recorded, temporal_arguments, temporal_needs, to_lifting_state
@@ -20,6 +23,7 @@ _LEAST_BINS = 4  # fewer depth bins are no volume
 _MPII, _H36M, _COCO = "mpii16", "h36m17", "coco17"
 _LAYOUT = "TEMPORAL.LAYOUT"
 LIFTING = ("videopose3d", "lifting")  # kinds of networks that lift keypoints
+FUSION = {"fusion": HG3D, "hourglass": HG3D_HOURGLASS}  # kinds of networks of 2D + 3D fusion, and the pictures that the release feeds them
 VOXELS = ("voxelpose", "selfpose3d", "voxelpose_backbone")  # kinds of networks, or parts of them, that see several people at once
 _LIFTED = {17: _H36M, 15: "humaneva15", 20: "humaneva20"}  # joints of lifted poses -> skeleton
 _LAYOUTS = {16: _MPII, 17: _COCO, 15: "humaneva15", 20: "humaneva20"}  # joints of keypoints -> skeleton, where the poses have others
@@ -75,6 +79,8 @@ def needs_of(
     kind = kind_of(state)
     if kind == "pose_resnet":
         return _pose_resnet(state, meta or {}, joints, bins)
+    if kind in FUSION:
+        return _fusion(state, meta or {})
     if kind == "refiner":
         return _refiner(state)
     if kind in LIFTING:
@@ -86,6 +92,11 @@ def needs_of(
         note = "holds a backbone alone: give it as MODEL.INIT_FILE; a classifier (fc) in it is ignored"
         return Needs({"MODEL.EXTRA.NUM_LAYERS": layers} if layers else {}, notes=(note,))
     return Needs({})
+
+
+def image_spec_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Fields of the ImageSpec that a file's network wants: those stored in it, else those of the release it comes from; {} = not known."""
+    return dict(checkpoint.meta.get("image_spec") or FUSION.get(checkpoint.kind, {}))
 
 
 def differences(file: Needs, model: Needs) -> str:
@@ -147,6 +158,19 @@ def _pose_resnet(state: Mapping[str, Tensor], meta: Mapping[str, Any], joints: i
         settings["MODEL.IMAGE_SIZE"] = [256, 256]
         others = "; Simple Baselines also exist for [192, 256] and [288, 384] (width, height)" if head == "heatmap" else ""
         notes.append(f"the size of the crop is not in the tensors: MODEL.IMAGE_SIZE [256, 256] is assumed{others}")
+    settings |= _trunk(state, notes) | {"MODEL.EXTRA.FINAL_CONV_KERNEL": final.shape[-1]}
+    if head == "heatmap":
+        settings["LOSS.FN"] = "HeatmapMSELoss"
+        notes.append("heatmaps are read at their maximum (LOSS.FN HeatmapMSELoss); a soft-argmax network has LOSS.FN L1JointLocationLoss")
+    elif head == "heatmap_depth":
+        settings["TEST.DECODE"] = "quarter"
+        notes.append("heatmaps are read at their maximum (TEST.DECODE quarter); set TEST.DECODE soft for a soft-argmax network")
+    return Needs(settings, tuple(alternatives), tuple(notes))
+
+
+def _trunk(state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Any]:
+    """Settings of a ResNet and its deconvolutions; what cannot be told is added to `notes`."""
+    settings: dict[str, Any] = {}
     layers = resnet_layers(state)
     if layers:
         settings["MODEL.EXTRA.NUM_LAYERS"] = layers
@@ -156,21 +180,65 @@ def _pose_resnet(state: Mapping[str, Tensor], meta: Mapping[str, Any], joints: i
         int(match[1]) for key in state if (match := re.fullmatch(r"deconv_layers\.(\d+)\.weight", key)) and state[key].ndim == 4
     )
     weights = [state[f"deconv_layers.{i}.weight"] for i in indices]
-    settings |= {
+    return settings | {
         "MODEL.EXTRA.NUM_STAGES": resnet_stages(state),
         "MODEL.EXTRA.NUM_DECONV_LAYERS": len(weights),
         "MODEL.EXTRA.NUM_DECONV_FILTERS": [w.shape[1] for w in weights],
         "MODEL.EXTRA.NUM_DECONV_KERNELS": [w.shape[2] for w in weights],
-        "MODEL.EXTRA.FINAL_CONV_KERNEL": final.shape[-1],
         "MODEL.EXTRA.DECONV_WITH_BIAS": any(f"deconv_layers.{i}.bias" in state for i in indices),
     }
-    if head == "heatmap":
-        settings["LOSS.FN"] = "HeatmapMSELoss"
-        notes.append("heatmaps are read at their maximum (LOSS.FN HeatmapMSELoss); a soft-argmax network has LOSS.FN L1JointLocationLoss")
-    elif head == "heatmap_depth":
-        settings["TEST.DECODE"] = "quarter"
-        notes.append("heatmaps are read at their maximum (TEST.DECODE quarter); set TEST.DECODE soft for a soft-argmax network")
-    return Needs(settings, tuple(alternatives), tuple(notes))
+
+
+def _fusion(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Needs:
+    """A network of Zhou et al., ICCV 2017: a fusion network or a stacked hourglass."""
+    hourglass = kind_of(state) == "hourglass"
+    final = "tmpOut.0.weight" if hourglass else "hm.weight"
+    if final not in state or state[final].ndim != 4 or not state[final].numel():
+        return Needs({}, notes=(f"the output layer ({final}) is not that of a convolution",))
+    notes: list[str] = []
+    count, deep = len(state[final]), ("reg.weight" if hourglass else "depth.weight") in state
+    head = "heatmap_depth" if deep else "heatmap"
+    skeleton, size = _skeleton(meta, count, head), _size(meta)
+    settings: dict[str, Any] = {"TASK": "fusion"} | ({"DATASET.SKELETON": skeleton} if skeleton else {})
+    if not skeleton:
+        notes.append(f"the skeleton of {count} joints is not known: set DATASET.SKELETON (lib/skeleton.py lists them)")
+    settings |= {"MODEL.NAME": "hourglass" if hourglass else "fusion", "MODEL.NUM_JOINTS": count, "MODEL.HEAD": head}
+    if hourglass:
+        extra, cells = _hourglass(state)
+        side = isqrt(cells)
+        if not size and side and side * side == cells:
+            size = [64 * side, 64 * side]
+    else:
+        extra = _trunk(state, notes)
+    settings["MODEL.IMAGE_SIZE"] = size or [256, 256]
+    if not size:
+        other = "; the release's network for COCO takes [192, 256] (width, height)" if (count, deep) == (17, False) else ""
+        notes.append(f"the size of the crop is not in the tensors: MODEL.IMAGE_SIZE [256, 256] is assumed{other}")
+    if not meta.get("image_spec"):
+        numbers = "" if hourglass else ", less ImageNet's means and over its deviations, in the order of RGB all the same"
+        notes.append(f"pictures are taken as the release feeds them: BGR, over 256{numbers}")
+        if deep and skeleton == "mpii16":
+            settings["FUSION.RULE"] = "published"
+            notes.append("joints are taken to mean what the release taught them: FUSION.RULE published")
+    return Needs(settings | extra, notes=tuple(notes))
+
+
+def _hourglass(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
+    """Settings of a stacked hourglass, and the cells of 64 x 64 px that its depth module sees (0 = none)."""
+
+    def count(name: str) -> int:
+        return len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
+
+    stacks, features = count("tmpOut"), state["tmpOut.0.weight"].shape[1]
+    settings = {
+        "MODEL.EXTRA.NUM_STACKS": stacks,
+        "MODEL.EXTRA.NUM_MODULES": count("Residual") // stacks,
+        "MODEL.EXTRA.NUM_FEATURES": features,
+    }
+    if "reg.weight" in state and state["reg.weight"].ndim == 2:
+        settings["MODEL.EXTRA.DEPTH_MODULES"] = count("reg_") // HALVINGS
+        return settings, state["reg.weight"].shape[1] // features
+    return settings, 0
 
 
 def _refiner(state: Mapping[str, Tensor]) -> Needs:

@@ -193,7 +193,9 @@ def _read_legacy(file: BinaryIO) -> Any:
     _Unpickler(file, refuse).load()  # system
     storages: dict[str, Tensor] = {}
 
-    def storage(pid: Any) -> Tensor:
+    def storage(pid: Any) -> Any:
+        if pid[0] == "module":  # a whole pickled network: its class, and that one's source code, which is left alone
+            return pid[1]
         _, kind, key, _, count, view = pid
         dtype = _dtype(kind)
         if key not in storages:
