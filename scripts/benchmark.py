@@ -1,5 +1,6 @@
 """Speed of the framework's parts beside a library function or a plain formulation of the same computation.
 
+    python scripts/benchmark.py fusion                            # bone-length variance beside a loop, and its share of a training step
     python scripts/benchmark.py geometry                          # triangulation: points/s, ratios, errors
     python scripts/benchmark.py geometry --points 20000 --rounds 3       # quicker
     python scripts/benchmark.py geometry --compile --json bench.json     # also torch.compile; numbers into a file
@@ -29,6 +30,7 @@ from lib.registry import resolve
 
 # Each names a function (args) -> harness.Report.
 COMMANDS = {
+    "fusion": "scripts.benchmarks.fusion:run",
     "geometry": "scripts.benchmarks.geometry:run",
     "loader": "scripts.benchmarks.loader:run",
     "metrics": "scripts.benchmarks.metrics:run",
@@ -36,6 +38,7 @@ COMMANDS = {
     "voxel": "scripts.benchmarks.voxel:run",
 }
 SUMMARY = {
+    "fusion": "variance of bone lengths beside a loop over samples, and its share of a training step with 2D and 3D labels",
     "geometry": "triangulation beside OpenCV, batched SVD and per-point loops",
     "loader": "training samples from whole frames and from the crop cache, beside the usual order of steps",
     "metrics": "evaluation of 3D poses beside loops over poses and a batched SVD",
@@ -43,6 +46,7 @@ SUMMARY = {
     "voxel": "heatmaps in volumes, 3D networks and whole frames of VoxelPose beside one person and one view at a time",
 }
 SIZES = {
+    "fusion": ("samples", 4096),
     "geometry": ("points", 100_000),
     "loader": ("samples", 1000),
     "metrics": ("poses", 10_000),
@@ -50,6 +54,11 @@ SIZES = {
     "voxel": ("voxels", 64**3),
 }
 OPTIONS = {  # of one command: name -> default, what it is
+    "fusion": {
+        "batch": (32, "crops of a training step"),
+        "layers": (18, "of the ResNet"),
+        "side": (128, "pixels of a crop; smaller steps make the loss a larger share"),
+    },
     "temporal": {"batch": (256, "windows of a training step"), "channels": (1024, "channels of the network's layers")},
     "voxel": {"people": (4, "people in the frame"), "networks": (1, "0 leaves out the networks, which take minutes")},
 }

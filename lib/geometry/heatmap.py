@@ -16,16 +16,22 @@ MIN_SIDE, NORMAL_SIDE, MAX_SIDE = 48.0, 96.0, 192.0  # cells; sides of people th
 
 
 @no_autocast
-def render_heatmaps(x_hm: Tensor, valid: Tensor, size, sigma: float, cut: float | None = 3.0, snap=False) -> Tensor:
+def render_heatmaps(
+    x_hm: Tensor, valid: Tensor, size, sigma: float, cut: float | None = 3.0, snap: bool | str = False
+) -> Tensor:
     """Gaussians of peak 1.   x_hm (..., J, 2) cells, valid (..., J) -> (..., J, h, w); size = (w, h), sigma in cells
 
     cut: the Gaussian is zero beyond cut * sigma along x or y (Simple Baselines: 3); None leaves it whole. snap: the
-    centre is rounded to a cell, floor(x + 0.5), as Simple Baselines does. Maps of joints that are not valid are zero.
-    Differentiable in x_hm unless snapped.
+    centre is rounded to a cell, floor(x + 0.5), as Simple Baselines does. snap="toward_zero" cuts the decimals of
+    x + 0.5 off instead, as Zhou et al.'s release does (ICCV 2017): left of the map and above it, the centre is a cell nearer.
+    Maps of joints that are not valid are zero. Differentiable in x_hm unless snapped. Raises GeometryError for another snap.
     """
+    if snap not in (False, True, "toward_zero"):
+        raise GeometryError(f"render_heatmaps: snap {snap!r} is not one of False, True, 'toward_zero'")
     (w, h), dtype = size, result_dtype(x_hm)
     x = torch.where(valid.bool()[..., None], x_hm.to(dtype), 0.0)  # what stands in an invalid place may be NaN
-    x = (x + 0.5).floor() if snap else x
+    if snap:
+        x = (x + 0.5).trunc() if snap == "toward_zero" else (x + 0.5).floor()
     cells = torch.arange(max(w, h), dtype=dtype, device=x.device)
     profiles = []
     for n, center in ((w, x[..., 0]), (h, x[..., 1])):
@@ -310,6 +316,35 @@ def _newton(hm: Tensor, cells: Tensor) -> Tensor:
     det = torch.where(peak, det, 1.0)
     offset = torch.stack([xy * gy - yy * gx, xy * gx - xx * gy], -1) / det[..., None]
     return torch.where(_inside(hm, cells) & peak[..., None], offset.clamp(-1, 1), 0.0)
+
+
+def joint_cells(x_hm: Tensor, valid: Tensor, size, cut_off: bool = False, missing_at_origin: bool = False) -> tuple[Tensor, Tensor]:
+    """The cell of a map that each labelled joint lies in, and whether the map has it.
+
+    x_hm (..., J, 2) cells, valid (..., J), size = (w, h) -> cells (..., J, 2) int64, 0 where not valid; inside (..., J) bool
+
+    The nearest cell by default. Two ways of Zhou et al.'s release (ICCV 2017), for comparison with it: cut_off drops the decimals
+    instead, half a cell short on average; missing_at_origin says that joints without a label are inside, in cell 0, 0.
+    """
+    valid = valid.bool()
+    x = torch.where(valid[..., None], x_hm.detach().to(result_dtype(x_hm)), 0.0)
+    cells = (x.trunc() if cut_off else (x + 0.5).floor()).long()
+    inside = ((cells >= 0) & (cells < torch.tensor(size, device=cells.device))).all(-1)
+    return cells, inside if missing_at_origin else inside & valid
+
+
+def read_depth(depth: Tensor, x_cells: Tensor) -> Tensor:
+    """One-layer depth maps at the places of the joints (Zhou et al., ICCV 2017).   depth (..., J, h, w), x_cells (..., J, 2) -> (..., J)
+
+    x_cells: labelled cells in training, those of the heatmaps' maxima in testing; decimals are rounded to the nearest cell, and what
+    lies beside the map is read at its border. Differentiable in depth. Raises GeometryError.
+    """
+    if depth.ndim < 3 or x_cells.shape != (*depth.shape[:-2], 2):
+        found = f"depth {tuple(depth.shape)} and x_cells {tuple(x_cells.shape)}"
+        raise GeometryError(f"read_depth: {found}, expected (..., J, h, w) and (..., J, 2)")
+    if x_cells.is_floating_point():
+        x_cells = (x_cells.detach() + 0.5).floor().nan_to_num(0.0).long()
+    return _at(depth, x_cells, 0, 0)
 
 
 def patch_from_cells(cells: Tensor, patch, shape, rule: str = "scale") -> Tensor:

@@ -37,7 +37,7 @@ def pckh(
 
 
 def pckh_table(
-    pred: Tensor, gt: Tensor, head_size: Tensor, joints: Sequence[str], valid: Tensor | None = None
+    pred: Tensor, gt: Tensor, head_size: Tensor, joints: Sequence[str], valid: Tensor | None = None, equal_joints: bool = False
 ) -> dict[str, float]:
     """MPII's table in percent: groups (left and right averaged), Mean and Mean@0.1 (and the release's Mean@0.11).
 
@@ -45,6 +45,7 @@ def pckh_table(
 
     Args:
         joints: names of the J joints.
+        equal_joints: all joints have the same weight in the means, however often they are annotated.
     """
     joints = list(joints)
     hits = pckh(pred, gt, head_size, valid)
@@ -55,11 +56,15 @@ def pckh_table(
         if members:
             table[f"pckh_{group}_percent"] = float(per_joint[members].nanmean())
     counted = [k for k, joint in enumerate(joints) if joint not in _NOT_IN_MEAN]
-    table["pckh_percent"] = 100 * float(hits[:, counted].nanmean())
+    table["pckh_percent"] = 100 * _mean(hits[:, counted], equal_joints)
     for limit in (0.1, LEGACY_MEAN_AT):
         close = pckh(pred, gt, head_size, valid, limit)[:, counted]
-        table[f"pckh_at{limit:.2f}".replace("0.", "") + "_percent"] = 100 * float(close.nanmean())
+        table[f"pckh_at{limit:.2f}".replace("0.", "") + "_percent"] = 100 * _mean(close, equal_joints)
     return table
+
+
+def _mean(hits: Tensor, equal_joints: bool) -> float:
+    return float((hits.nanmean(0) if equal_joints else hits).nanmean())
 
 
 def heatmap_accuracy(
@@ -67,11 +72,16 @@ def heatmap_accuracy(
     target: Tensor,  # (B,J,h,w)
     threshold: float = 0.5,
     legacy_axes: bool = False,
+    joints: Sequence[int] | None = None,
+    beyond: int = 1,
+    legacy_rows: bool = False,
 ) -> tuple[Tensor, Tensor]:  # (), (J,)
     """Fraction of peaks within threshold / 10 of the map size of the target's peak: mean over joints, and per joint.
 
-    Targets whose peak is not beyond cell 1 in both axes do not count; a joint without any gets NaN and is left out of
-    the mean. `legacy_axes` divides x by the height and y by the width, as the release does (equal for square maps).
+    Targets whose peak is not beyond cell `beyond` in both axes do not count (EpipolarPose: 1; Zhou et al., ICCV 2017: 0); a
+    joint without any gets NaN and is left out of the mean, and so are all but `joints` (indices; default all).
+    `legacy_axes` divides x by the height and y by the width, as EpipolarPose's release does (equal for square maps).
+    `legacy_rows` adds x / width to y, as Zhou et al.'s release does under Python 3.
 
     Raises:
         GeometryError: shapes differ.
@@ -82,16 +92,18 @@ def heatmap_accuracy(
         )
     height, width = pred.shape[-2:]
     size = pred.new_tensor((height, width) if legacy_axes else (width, height), dtype=torch.float64) / 10
-    x_pred, x_target = _peak(pred), _peak(target)
-    counts = (x_target > 1).all(-1)
+    x_pred, x_target = _peak(pred, legacy_rows), _peak(target, legacy_rows)
+    counts = (x_target > beyond).all(-1)
     hits = (((x_pred - x_target) / size).norm(dim=-1) < threshold).double().masked_fill(~counts, torch.nan)
     per_joint = hits.nanmean(0)
-    return per_joint.nanmean().nan_to_num(0.0), per_joint
+    counted = per_joint if joints is None else per_joint[list(joints)]
+    return counted.nanmean().nan_to_num(0.0), per_joint
 
 
-def _peak(hm: Tensor) -> Tensor:
+def _peak(hm: Tensor, legacy_rows: bool) -> Tensor:
     """Cell (x, y) of the largest value, (0, 0) where nothing is positive.    (B,J,h,w) -> (B,J,2) float64"""
     value, index = hm.flatten(2).max(-1)
     width = hm.shape[-1]
-    cell = torch.stack([index % width, index // width], -1).double()
+    row = index.double() / width if legacy_rows else (index // width).double()
+    cell = torch.stack([(index % width).double(), row], -1)
     return cell * (value > 0)[..., None]

@@ -72,7 +72,8 @@ class Report:
             if row.group != group:
                 group = row.group
                 lines += ["", f"{group:<44} {'k ' + self.unit + '/s':>14} {'ratio':>8}  spread"]
-            speed = f"{row.per_second / 1e3:.2f}" if row.per_second < 1e5 else f"{row.per_second / 1e3:.0f}"
+            digits = 0 if row.per_second >= 1e5 else 2 if row.per_second >= 100 else 4
+            speed = f"{row.per_second / 1e3:.{digits}f}"
             lines.append(f"  {row.name:<42} {speed:>14} {row.ratio:>8.2f}  {row.spread:.2f}  {row.note}".rstrip())
         if self.targets:
             lines += ["", "target"]
