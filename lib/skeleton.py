@@ -171,6 +171,11 @@ SKELETONS: dict[str, Skeleton] = {name: _skeleton(name, text) for name, text in 
         l_thumb:l_wrist l_thumb_end:l_thumb l_hand:l_wrist l_hand_end:l_hand
         r_shoulder_base:spine r_shoulder:r_shoulder_base r_elbow:r_shoulder r_wrist:r_elbow
         r_thumb:r_wrist r_thumb_end:r_thumb r_hand:r_wrist r_hand_end:r_hand""",
+    # what Human3.6M's regressor makes of SMPL's mesh: its legs come left first
+    "h36m_mesh17": """
+        pelvis l_hip:pelvis l_knee:l_hip l_ankle:l_knee r_hip:pelvis r_knee:r_hip r_ankle:r_knee
+        spine:pelvis thorax:spine nose:thorax head:nose
+        l_shoulder:thorax l_elbow:l_shoulder l_wrist:l_elbow r_shoulder:thorax r_elbow:r_shoulder r_wrist:r_elbow""",
     "mpii16": """
         r_ankle:r_knee r_knee:r_hip r_hip:pelvis l_hip:pelvis l_knee:l_hip l_ankle:l_knee
         pelvis thorax:pelvis upper_neck:thorax head:upper_neck
@@ -248,6 +253,8 @@ APPROXIMATIONS: dict[str, tuple[Approximation, ...]] = {
         Approximation(SHOULDERS),
     ),
     "spine": (Approximation(("spine2",), src=("smpl",)),),  # no mid-point of others: a back bends
+    "spine2": (Approximation(("spine",), src=("h36m",)),),
+    "skull_base": (Approximation(("nose",), src=("h36m",)),),  # where Human3.6M's bone of the head begins
     "upper_neck": (
         Approximation(("nose",), src=("h36m",)),  # EpipolarPose: Human3.6M's "Neck/Nose" is MPII's upper neck
         Approximation(("neck",), src=("smpl",)),

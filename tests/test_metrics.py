@@ -347,6 +347,8 @@ def test_action_table_is_laid_out_as_papers_print_it():
     assert evaluate(pred, gt).compute().action_table() == ""
     own = Report({}, per_action={"pck2d_percent": {"Waving": 50.0}})
     assert own.action_table().split("\n")[1].split() == ["Waving", "50.00"]  # belongs to no protocol
+    many = Report({}, per_action={"mpjpe_mm": {f"sequence_{i:02d}": float(i) for i in range(24)}})
+    assert [line.split() for line in many.action_table().split("\n")][24] == ["sequence_23", "23.00"]  # a row each
 
 
 def test_reports_say_how_they_were_measured():

@@ -122,6 +122,7 @@ class PoseEvaluator(RowEvaluator):
     """
 
     further: tuple[str, ...] = ()  # columns that a subclass keeps for itself
+    tabled: tuple[str, ...] = ()  # metrics of a subclass that the table by action has, too
 
     def __init__(
         self,
@@ -183,7 +184,7 @@ class PoseEvaluator(RowEvaluator):
         tables = {key: values.pop(key) for key in ("joint_mm", "joint_pa_mm")}
         arrays = {key: value.numpy() for key, value in values.items()}
         metrics = _means(arrays)
-        tabled = (*PROTOCOLS, *PCK_TABLE) if self.joint_set == "3dhp14" else PROTOCOLS
+        tabled = (*PROTOCOLS, *(PCK_TABLE if self.joint_set == "3dhp14" else ()), *self.tabled)
         per_action = self._per_action(rows["id"], {k: arrays[k] for k in tabled})
         return Report(
             metrics=metrics | action_means(per_action),

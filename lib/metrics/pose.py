@@ -18,10 +18,12 @@ PCK_MM = 150.0
 AUC_MM = tuple(5.0 * k for k in range(31))  # 0, 5, ..., 150 mm (MPI-INF-3DHP, Mehta et al., 3DV 2017)
 CHUNK = 4096  # poses; the tables of 4096 poses x 17 joints stay in a core's cache
 
-_LIMBS = tuple(f"{side}_{part}" for side in "rl" for part in ("hip", "knee", "ankle", "shoulder", "elbow", "wrist"))
+LIMBS = tuple(f"{side}_{part}" for side in "rl" for part in ("hip", "knee", "ankle", "shoulder", "elbow", "wrist"))
 JOINT_SETS: dict[str, tuple[str, ...]] = {
-    "14": ("pelvis", "thorax", *_LIMBS),
-    "3dhp14": ("head", "neck", *_LIMBS),  # what MPI-INF-3DHP's own evaluation counts
+    "14": ("pelvis", "thorax", *LIMBS),
+    "3dhp14": ("head", "neck", *LIMBS),  # what MPI-INF-3DHP's own evaluation counts
+    "lsp14": ("head", "neck", *LIMBS),  # the same, as 3DPW is judged in the literature: joints regressed from the mesh
+    "threedpw14": ("skull_base", "neck", *LIMBS),  # what comes nearest to them among the 24 joints of SMPL
 }
 _OTHER_NAME = {"neck": "thorax", "thorax": "neck"}  # the same point between the shoulders; a skeleton has one of them
 # What EpipolarPose's release calls 14 joints in Human3.6M order: indices meant for MPII order drop these three.

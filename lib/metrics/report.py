@@ -10,6 +10,7 @@ ACTIONS = {
     "Posing": "Pose", "Purchases": "Purch.", "Sitting": "Sit", "SittingDown": "SitD.", "Smoking": "Smoke", "Waiting": "Wait",
     "WalkDog": "WalkD.", "Walking": "Walk", "WalkTogether": "WalkT.",
 }  # fmt: skip
+MOST_COLUMNS = 20  # of actions, in a table that has them side by side
 # The protocols of Human3.6M by the metric that each one reports: no alignment but the root, a similarity, a scale.
 PROTOCOLS = {"mpjpe_mm": "Protocol 1", "pa_mpjpe_mm": "Protocol 2", "n_mpjpe_mm": "Protocol 3"}
 # What lifting papers print beside them: Protocol 1 without centring the prediction, and the error of the velocity.
@@ -85,11 +86,12 @@ class Report:
     def action_table(self) -> str:
         """As papers print it: a row per protocol, a column per action, the mean over poses, and the mean of the actions' means.
 
-        With "subject/action" there are such rows for each subject. Metrics that belong to no protocol get a row per action; empty
-        without actions.
+        With "subject/action" there are such rows for each subject. Metrics that belong to no protocol get a row per action, and so do more
+        actions than a page is wide; empty without actions.
         """
         names = {name for column in self.per_action.values() for name in column}
-        if not names or not set(self.per_action) <= set(TABLED):
+        actions = {name.rpartition("/")[2] for name in names}
+        if not names or not set(self.per_action) <= set(TABLED) or len(actions) > MOST_COLUMNS:
             return _tall(self.per_action, "action") if names else ""
         subjects = sorted({name.rpartition("/")[0] for name in names})
         rows = {}

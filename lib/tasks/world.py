@@ -52,7 +52,16 @@ LAYOUTS: dict[str, tuple[Native, ...]] = {
         Native("train", "pretrain", ("annot/train.json",)),
         Native("valid", "pretrain", ("annot/valid.json",), "valid", OTHER_PEOPLE),
     ),
+    "coco": (
+        Native("train", "pretrain", ("annotations/person_keypoints_train2017.json",)),
+        Native("val", "pretrain", ("annotations/person_keypoints_val2017.json",), "valid", OTHER_PEOPLE),
+    ),
     "mpi_inf_3dhp": (Native("train", "train", ("S1",), lens=False), Native("test", "valid", ("TS1",), lens=False)),
+    "threedpw": (
+        Native("train", "train", ("sequenceFiles/train",), lens=False),
+        Native("validation", "valid", ("sequenceFiles/validation",), shift=OTHER_PEOPLE, lens=False),
+        Native("test", "valid", ("sequenceFiles/test",), lens=False),
+    ),
     "panoptic": (
         Native("train", "train", ("160422_ultimatum1",)),
         Native("valid", "valid", ("160906_pizza1",)),
@@ -123,7 +132,7 @@ def ensure_native(
 ) -> list[str]:
     """As `ensure`, but in the layout of a real data set, so that its commands run without it.
 
-    `synthetic.json` in `root` remembers what was generated. 2D data sets (mpii) get single images of `pretrain` for training, and
+    `synthetic.json` in `root` remembers what was generated. 2D data sets (mpii, coco) get single images of `pretrain` for training, and
     `valid` more of other people.
 
     Args:

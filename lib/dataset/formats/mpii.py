@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats.files import findings, need, new_file, place_images, refuse_existing
+from lib.dataset.formats.files import findings, need, new_file, no_cameras, number_within, place_images, refuse_existing
 from lib.errors import DataError
-from lib.geometry.camera import Cameras
 from lib.metrics.keypoints import HEAD_BIAS
 
 log = logging.getLogger("parallax")
@@ -75,13 +73,13 @@ def read(root: str | Path, split: str, aspect: float = 1.0) -> Annotations:
     count, none = len(records), np.full(len(records), -1, np.int32)
     return Annotations(
         skeleton=SKELETON,
-        cameras=_no_cameras(),
+        cameras=no_cameras(),
         X_world=np.zeros((0, JOINTS, 3), np.float32),
         X_valid=np.zeros((0, JOINTS), bool),
         sequence=np.zeros(count, np.int32),
         frame=image.astype(np.int32),
         view=np.zeros(count, np.int32),
-        person=_number_within(image),
+        person=number_within(image),
         image=image.astype(np.int32),
         camera=none,
         pose=none.copy(),
@@ -95,20 +93,6 @@ def read(root: str | Path, split: str, aspect: float = 1.0) -> Annotations:
         subactions=np.array([b""]),
         head_px=head_px,
     )
-
-
-def _no_cameras() -> Cameras:
-    eye = torch.eye(3, dtype=torch.float64)
-    return Cameras.make(eye[None], eye[None], torch.zeros(1, 3, dtype=torch.float64))[:0]
-
-
-def _number_within(group: np.ndarray) -> np.ndarray:
-    """Running number of each entry among the equal ones before it.   (N,) -> (N,) int32"""
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    number = np.empty(len(group), np.int32)
-    number[order] = np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))
-    return number
 
 
 def _records(path: Path, root: Path, split: str) -> list[dict]:
