@@ -118,6 +118,19 @@ class Annotations:
         """
         if step < 1:
             raise DataError(f"protocol: the frame step is {step}, expected 1 or more (1 keeps every frame)")
+        keep = self.chosen(subjects, views)
+        if step > 1:
+            first = np.full(len(self.subjects), np.iinfo(np.int32).max, dtype=np.int32)
+            np.minimum.at(first, self.sequence, self.frame)
+            keep &= (self.frame - first[self.sequence]) % step == 0
+        return self if keep.all() else self.select(keep)
+
+    def chosen(self, subjects: Iterable[str] | None = None, views: Iterable[int] | None = None) -> np.ndarray:
+        """Which observations are of some subjects and views (None or empty: all), (N,) bool.
+
+        Raises:
+            DataError: a subject or view that is not in the table.
+        """
         keep = np.ones(len(self), dtype=bool)
         subjects, views = list(subjects or ()), list(views if views is not None else ())
         if subjects:
@@ -127,11 +140,7 @@ class Annotations:
         if views:
             _check_known("views", views, np.unique(self.view).tolist())
             keep &= np.isin(self.view, views)
-        if step > 1:
-            first = np.full(len(self.subjects), np.iinfo(np.int32).max, dtype=np.int32)
-            np.minimum.at(first, self.sequence, self.frame)
-            keep &= (self.frame - first[self.sequence]) % step == 0
-        return self if keep.all() else self.select(keep)
+        return keep
 
     def to_skeleton(self, name: str) -> Annotations:
         """The same data in another joint order, by joint name; a joint without source gets conf 0, X_valid False and
@@ -286,6 +295,45 @@ def unmatched(ann: Annotations) -> Annotations:
         pose=np.full_like(ann.pose, -1),
         person=np.arange(len(ann), dtype=np.int32),
     )
+
+
+def without_3d(ann: Annotations) -> Annotations:
+    """The 2D labels alone: no poses and no cameras are left in the table. Who is who, images, boxes and 2D joints stay."""
+    shape = ann.X_world.shape
+    none = np.full_like(ann.pose, -1)
+    return dataclasses.replace(
+        ann,
+        cameras=ann.cameras[:0],
+        X_world=np.zeros((0, *shape[1:]), np.float32),
+        X_valid=np.zeros((0, shape[1]), bool),
+        camera=none,
+        pose=none.copy(),
+    )
+
+
+def strong_and_weak(
+    ann: Annotations, subjects: Iterable[str] | None = None, views: Iterable[int] | None = None
+) -> tuple[Annotations, Annotations]:
+    """A table split into observations that keep their 3D labels and those that lose them (see `without_3d`).
+
+    Args:
+        ann: the table.
+        subjects, views: of the observations that keep them; None or empty = all. With both, an observation must be of both. By views
+            alone, the poses of the others are those of the same instants.
+
+    Returns:
+        strong, weak: together all rows of `ann`, each in its order. Either may be empty. `strong` holds the poses that its rows use.
+
+    Raises:
+        DataError: a subject or view that is not in the table.
+    """
+    kept = ann.chosen(subjects, views)
+    strong = ann.select(kept)
+    used = np.unique(strong.pose[strong.pose >= 0])
+    row = np.full(len(ann.X_world) + 1, -1, np.int32)  # the last one is that of pose -1
+    row[used] = np.arange(len(used))
+    strong = dataclasses.replace(strong, X_world=ann.X_world[used], X_valid=ann.X_valid[used], pose=row[strong.pose])
+    return strong, without_3d(ann.select(~kept))
 
 
 def check_crops(ann: Annotations) -> None:

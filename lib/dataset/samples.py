@@ -61,12 +61,12 @@ class _Crops(Keyed):
         root: str | Path,  # image paths are relative to it
         spec: ImageSpec,
         augment: Augment | None = None,  # None: no augmentation
-        depth_mm: float = 2000.0,  # depth range that is as long as the patch is wide
+        depth_mm: float | None = 2000.0,  # depth range that is as long as the patch is wide; None = isotropic, see `_depth_scale`
         box_scale: float = 1.0,  # factor on the annotated boxes
         seed: int = 0,
         cache: CropCache | None = None,  # crops of `ann`, row by row; None: decode the images
     ):
-        if not depth_mm > 0 or not box_scale > 0:
+        if (depth_mm is not None and not depth_mm > 0) or not box_scale > 0:
             raise DataError(f"samples: depth range {depth_mm} mm and box scale {box_scale} must be positive")
         check_crops(ann)
         self.ann, self.root, self.spec, self.augment = ann, Path(root), spec, augment
@@ -118,9 +118,27 @@ class _Crops(Keyed):
         return {
             "image": torch.from_numpy(image),
             "patch_from_img": patch_from_img,
-            "depth_scale": torch.from_numpy(width / (self.depth_mm * scale)),
+            "depth_scale": self._depth_scale(rows, patch_from_img, scale),
             "flipped": torch.tensor([p.flip for p in params]),
         }
+
+    def _depth_scale(self, rows: np.ndarray, patch_from_img: Tensor, scale: np.ndarray) -> Tensor:
+        """Patch px per mm of depth, (R,) float64.
+
+        `depth_mm` of them are as long as the patch is wide. With None, depth has the unit that x and y have at the root's distance
+        (weak perspective): mean focal length / depth of the root * patch px per image px, and 1 where camera, pose or root are
+        missing or the root lies behind the camera.
+        """
+        if self.depth_mm is not None:
+            return torch.from_numpy(self.spec.size[0] / (self.depth_mm * scale))
+        cameras = self.cameras[torch.from_numpy(self.ann.camera[rows].astype(np.int64))]
+        poses = np.where(self.ann.camera[rows] >= 0, self.ann.pose[rows], -1)
+        X_root, known = self._labels_3d(poses, self.root_joint)
+        depth = cameras.to_cam(X_root)[:, 0, 2]
+        focal = (cameras.K[:, 0, 0] + cameras.K[:, 1, 1]) / 2
+        zoom = torch.linalg.det(patch_from_img[..., :2]).abs().sqrt()
+        known = known[:, 0] & (depth > 0)
+        return torch.where(known, focal / torch.where(known, depth, 1) * zoom, 1)
 
     def _read(self, row: int) -> np.ndarray:
         image = read_bgr(self.root / self.ann.image_path(row))
@@ -146,10 +164,11 @@ class _Crops(Keyed):
         x_img = np.where(conf[..., None] > 0, self.ann.x_img[rows], 0).astype(np.float64)
         return torch.from_numpy(x_img), torch.from_numpy(conf)
 
-    def _labels_3d(self, poses: np.ndarray) -> tuple[Tensor, Tensor]:
-        """X_world (R,J,3) float64 mm, 0 where not valid; X_valid (R,J) bool."""
-        valid = self.X_valid[poses]
-        X_world = np.where(valid[..., None], self.X_world[poses], 0).astype(np.float64)
+    def _labels_3d(self, poses: np.ndarray, joint: int | None = None) -> tuple[Tensor, Tensor]:
+        """X_world (R,J,3) float64 mm, 0 where not valid; X_valid (R,J) bool. Of one joint, J = 1."""
+        joints = slice(None) if joint is None else slice(joint, joint + 1)
+        valid = self.X_valid[poses, joints]
+        X_world = np.where(valid[..., None], self.X_world[poses, joints], 0).astype(np.float64)
         return torch.from_numpy(X_world), torch.from_numpy(valid)
 
 
@@ -158,9 +177,9 @@ class CropSamples(_Crops):
 
     A batch of B holds: id (B,) row of `ann`; image (B,3,H,W) uint8 RGB; patch_from_img (B,2,3); x_patch (B,J,3): px,
     px and depth px relative to the root (z mm * depth_scale); valid (B,J) 0/1 for x and y; valid_depth (B,J) 0/1 for
-    depth; has_depth (B,) 0/1; depth_scale (B,) px per mm; flipped (B,). Of the mirrored patch are image,
-    patch_from_img, x_patch, valid and valid_depth. The rest is never mirrored: camera (B,), root_cam (B,3) mm, X_cam
-    (B,J,3) mm, X_valid (B,J), x_img (B,J,2) px, conf (B,J).
+    depth; has_depth (B,) 0/1; depth_scale (B,) px per mm, such that depth is isotropic with x and y where `depth_mm` is
+    None; flipped (B,). Of the mirrored patch are image, patch_from_img, x_patch, valid and valid_depth. The rest is
+    never mirrored: camera (B,), root_cam (B,3) mm, X_cam (B,J,3) mm, X_valid (B,J), x_img (B,J,2) px, conf (B,J).
     """
 
     def __len__(self) -> int:
@@ -177,6 +196,8 @@ class CropSamples(_Crops):
         X_cam = torch.where(X_valid[..., None], cameras.to_cam(X_world), 0)
         has_depth = X_valid[:, self.root_joint]
         root_cam = X_cam[:, self.root_joint]
+        if self.depth_mm is None:  # there is no scale behind the camera
+            has_depth = has_depth & (root_cam[:, 2] > 0)
 
         valid, valid_depth = conf > 0, X_valid & has_depth[:, None]
         depth_px = (X_cam[..., 2] - root_cam[:, None, 2]) * crop["depth_scale"][:, None]
@@ -224,7 +245,7 @@ class ViewSamples(_Crops):
         views: Sequence[int] | None = None,
         pairs: str = "all",
         augment: Augment | None = None,
-        depth_mm: float = 2000.0,
+        depth_mm: float | None = 2000.0,
         box_scale: float = 1.0,
         seed: int = 0,
         cache: CropCache | None = None,
