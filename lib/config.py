@@ -52,9 +52,10 @@ TREE = Group("", {
     "TASK": Key("integral", "What is trained and how it is judged: a network on annotated joints (integral), or on "
                 "joints that are triangulated from a frozen 2D network in several views (epipolar), a small "
                 "network that cleans the 3D poses of another one (refine), a network that lifts 2D keypoints over time "
-                "(temporal), or networks that find several people in the space before several cameras, from 3D labels (voxelpose) or "
-                "without any (selfpose3d), or from 2D detections and scenes that are made up (scenes).",
-                choices=("integral", "epipolar", "refine", "temporal", "voxelpose", "selfpose3d", "scenes")),
+                "(temporal), a network on crops with and without 3D labels (fusion), or networks that find several people in the space "
+                "before several cameras, from 3D labels (voxelpose) or without any (selfpose3d), or from 2D detections and scenes that are "
+                "made up (scenes).",
+                choices=("integral", "epipolar", "refine", "temporal", "fusion", "voxelpose", "selfpose3d", "scenes")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
     "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
@@ -122,6 +123,10 @@ TREE = Group("", {
                                       each(lambda e: e in (2, 3, 4), "kernel sides 2, 3 or 4")),
             "FINAL_CONV_KERNEL": Key(1, "Kernel side of the last convolution.", choices=(1, 3)),
             "DECONV_WITH_BIAS": Key(False, "Give the deconvolutions a bias."),
+            "NUM_STACKS": Key(2, "Hourglasses one after the other (NAME hourglass).", at_least(1)),
+            "NUM_MODULES": Key(2, "Residual modules at each of their levels.", at_least(1)),
+            "NUM_FEATURES": Key(256, "Their channels.", at_least(4)),
+            "DEPTH_MODULES": Key(2, "Residual modules at each level of their depth regression, where HEAD has depth.", at_least(1)),
         }),
     }),
     "LOSS": Group("What is minimised.", {
@@ -165,8 +170,8 @@ TREE = Group("", {
         "PROTOCOL": Key("", "Free name of the protocol, printed and stored with the results."),
         "BY_SUBJECT": Key(False, "Tables of lifting by subject and action, instead of by action alone."),
         "JOINTS": Key("", "Joint set of the metrics: empty = all joints, 14 = the common fourteen, 3dhp14 = the fourteen of "
-                      "MPI-INF-3DHP (head and neck, no pelvis).", choices=("", "14", "3dhp14"),
-                      alias={14: "14"}),
+                      "MPI-INF-3DHP (head and neck, no pelvis), threedpw14 and lsp14 of 3DPW.",
+                      choices=("", "14", "3dhp14", "threedpw14", "lsp14"), alias={14: "14"}),
         "HEAD_RULE": Key("plain", "How PCP finds the ends of a predicted head; published for VoxelPose: blended on Shelf, plain on Campus.",
                          choices=("plain", "blended")),
         "VARIANTS": Key(["standard"], "Definitions of the metrics: standard, and reference for those of EpipolarPose's release "
@@ -314,6 +319,23 @@ TREE = Group("", {
         "DROP_WORST": Key(True, "Leave the view out that fits worst (hard attention)."),
         "WEIGHT_DRAWN": Key(100.0, "Weight of the places that were drawn at random.", at_least(0)),
         "WEIGHT_CONSISTENCY": Key(1.0, "Weight of what augmented views say of people's places other than the plain ones do.", at_least(0)),
+    }),
+    "FUSION": Group("Crops with 3D labels and crops with 2D labels alone (Zhou et al., ICCV 2017).", {
+        "WEAK": Key({}, "Sets of 2D labels beside DATASET.TRAIN_SET: name of the format -> {ROOT, SPLIT} and, where they differ from "
+                    "DATASET's, OPTIONS and BOX_SCALE; 3D labels in them are not looked at."),
+        "SUBJECTS": Key([], "Subjects of DATASET.TRAIN_SET whose 3D labels are used; of the others, only the 2D ones; empty = all.",
+                        of=str),
+        "VIEWS": Key([], "Cameras of DATASET.TRAIN_SET whose 3D labels are used, likewise.", CAMERAS),
+        "RATIO_3D": Key(1.0, "Crops with 3D labels for each crop with 2D labels alone.", at_least(0)),
+        "ROT_FACTOR": Key(30.0, "As DATASET.ROT_FACTOR, for crops with 2D labels alone.", at_least(0)),
+        "WEIGHT_DEPTH": Key(0.1, "Weight of the depth at the joints.", at_least(0)),
+        "WEIGHT_VARIANCE": Key(0.0, "Weight of how much the lengths of like bones differ, where there are 2D labels alone.", at_least(0)),
+        "GROUPS": Key({}, "Those bones: name -> list of [joint, joint] or [joint, joint, factor on its length]; empty = legs, arms, hips, "
+                      "shoulders, with the published factors."),
+        "BONE_SUM_MM": Key(0.0, "Sum of the lengths of a predicted person's bones, which sets its size; 0 = the mean of the training poses "
+                           "(4000 as published).", at_least(0)),
+        "RULE": Key("names", "What the network's joints mean: what they are called, or as published, where MPII's upper neck is the "
+                    "thorax, labels are cut off to whole cells and missing joints count as visible.", choices=("names", "published")),
     }),
     "SYNTH": Group("The embedded world that is generated into DATASET.ROOT when that folder is missing.", {
         "PRETRAIN": Key(4000, "Instants of the 2D pretraining split.", at_least(0)),

@@ -7,7 +7,8 @@
 A network that sees one crop knows shape, not size. Its unit is the side of the box: in training that is a square which
 spans a known length at the depth of the root joint (2000 mm in Human3.6M and the embedded world), so such a box gives
 millimetres. With another box (a detector's, the whole picture) the pose is right up to one factor, which `box_mm`, or
-camera and root depth together, set.
+camera and root depth together, set. A network of TASK fusion knows the sum of people's bone lengths instead: `X_root` is then in
+mm with any box, and neither of them changes it.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ class Predictor:
         self.device = choose_device(device)
         self.task = task.to(self.device).eval()
         self.spec: ImageSpec = task.image_spec
-        self.skeleton = get(task.skeleton)
+        self.skeleton = get(task.pose_skeleton)
         self.depth_mm, self.box_mm, self.box_scale = depth_mm, box_mm or depth_mm, box_scale
 
     @staticmethod
@@ -164,7 +165,8 @@ class Predictor:
         patch_from_img = crop_affine((box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2], self.spec.size)
         patches = np.stack([warp(image, A, self.spec.size) for image, A in zip(images, patch_from_img.numpy(), strict=True)])
 
-        cameras, assumed = _cameras(camera, images[0])
+        cameras, about_camera = _cameras(camera, images[0])
+        assumed, root_mm = [*about_camera], depth_mm
         focal = float(cameras.K[0, 0])
         given = np.isfinite(depth_mm) & (camera is not None)
         side_mm = np.where(np.isfinite(box_mm), box_mm, self.box_mm) * self.box_scale
@@ -183,7 +185,12 @@ class Predictor:
         with torch.no_grad():
             pred = {k: v.double().cpu() for k, v in self.task.predict(batch).items()}
         X_root = X_cam = None
-        if "z_mm" in pred:
+        if "X_root" in pred:  # of people whose size the task knows: the box tells nothing about it
+            X_root, root, depth = pred["X_root"], self.skeleton.root_index, torch.tensor(root_mm)
+            depth = torch.where(depth.isfinite(), depth, focal * pred["mm_per_px"])[:, None]
+            X_cam = X_root + cameras.unproject_cam(pred["x_img"][:, root, None], depth)
+            assumed = [*about_camera, *self.task.assumed()]
+        elif "z_mm" in pred:
             x, z, root = pred["x_img"], pred["z_mm"], self.skeleton.root_index
             depth = torch.from_numpy(depth_mm)[:, None]
             if camera is None:

@@ -5,6 +5,7 @@ examples
   python scripts/predict.py photo.jpg --box 120 80 360 560 --box 400 90 610 540
   python scripts/predict.py --image photo.jpg --detector torchvision     find the people first
   python scripts/predict.py frames/ --boxes boxes.json --out output/frames        a folder; boxes of a detector
+  python scripts/predict.py data/3dpw/imageFiles --annotated threedpw data/3dpw test --checkpoint ...     a folder of folders
   python scripts/predict.py walk.mp4 --box 120 80 360 560 --limit 100    a video; the box follows the person
   python scripts/predict.py walk.mp4 --detector torchvision --detect-every 1 --every 2
   python scripts/predict.py photo.jpg --box 120 80 360 560 --focal 1145 --root-depth 4500       mm from the camera
@@ -14,10 +15,11 @@ examples
   python scripts/predict.py --rig data/mine --associate                  2D poses of all cameras put together and triangulated
   python scripts/predict.py --rig data/mine --checkpoint output/.../model_best.pth.tar --every 2       the same by a VoxelPose network
 
-boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.mp4": [...]}, in px; files that it does not name are left out.
+boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.mp4": [...]}, in px; files that it does not name are left out. Of a folder without
+pictures of its own the folders in it are searched; names are then paths in it ("walk/a.jpg"), and so are those of results.
 The network sees a square around each box. In training that square spans about 2 m and the person fills most of it, so
 give boxes some margin (--margin 1.2 for boxes that touch the person, the default for those of the detector); the pose has
-the scale of the square (--box-mm).
+the scale of the square (--box-mm). A network of TASK fusion takes people to be as large as those of its training instead.
 
 The detector is torchvision's Faster R-CNN. Its weights must be at hand (--detector-weights FILE, torch's cache of downloads, or
 models/); nothing is downloaded without being asked for.
@@ -50,6 +52,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -62,6 +65,7 @@ from tqdm import tqdm
 
 from lib import vis
 from lib.config import load
+from lib.dataset import load as load_annotations
 from lib.dataset.image import read_image
 from lib.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.engine.checkpoint import atomic_write
@@ -90,8 +94,8 @@ BATCH = 16  # frames predicted at once, where their boxes do not depend on each 
 LEAST_DRAWN = 0.1  # confidence that a joint is drawn with at least: on pictures unlike those of the training it is low throughout
 PANEL = 480  # px, height of the pictures in a clip
 COLUMNS = ("box", "x_img", "conf", "X_root", "X_cam")
-PICTURES_ONLY = ("image", "box", "boxes", "detector", "detector_weights", "threshold", "margin", "box_mm", "focal", "root_depth", "every",
-                 "detect_every")  # fmt: skip
+PICTURES_ONLY = ("image", "box", "boxes", "annotated", "detector", "detector_weights", "threshold", "margin", "box_mm", "focal",
+                 "root_depth", "every", "detect_every")  # fmt: skip
 LIFTING_ONLY = ("layout", "track", "person", "camera", "video", "truth", "fps", "image_size", "form", "size", "azimuth", "elevation",
                 "skip", "downsample")  # fmt: skip
 RIG_ONLY = ("associate", "split", "calibration", "unit", "method", "min_conf", "max_people", "gate_mm", "gap", "min_frames", "space", "up")
@@ -123,6 +127,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="a person, in px; may be repeated; default: the whole picture",
     )
     where.add_argument("--boxes", type=Path, help="JSON file with the boxes of each picture")
+    where.add_argument("--annotated", nargs=3, metavar=("LAYOUT", "ROOT", "SPLIT"), help="the people whom a data set's annotations know")
     where.add_argument("--detector", choices=("torchvision",), help="find the people with torchvision's Faster R-CNN")
     parser.add_argument("--detector-weights", type=Path, metavar="FILE", help="weights of the detector; default: see below")
     parser.add_argument("--threshold", type=float, default=0.7, help="least score of a found person; default: %(default)s")
@@ -173,8 +178,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.picture = args.picture or args.image
     if args.detector_weights and not args.detector:
         args.detector = "torchvision"
-        if args.box or args.boxes:
-            parser.error("--detector-weights: not allowed with --box or --boxes, which say where the people are")
+        if args.box or args.boxes or args.annotated:
+            parser.error("--detector-weights: not allowed with --box, --boxes or --annotated, which say where the people are")
     args.margin = args.margin if args.margin is not None else TOUCHING if args.detector else 1.0
     if not args.margin > 0:
         parser.error("--margin: expected a factor above 0")
@@ -236,14 +241,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def predict_all(args: argparse.Namespace) -> int:
     """Does every picture and video; the exit status."""
-    names, boxes = sources(args.picture), read_boxes(args.boxes)
+    names, single = sources(args.picture, args.out), not args.picture.is_dir()
+    folder = args.picture.parent if single else args.picture
+    boxes = annotated_boxes(*args.annotated, names, folder) if args.annotated else read_boxes(args.boxes)
     if boxes is not None:
-        missing = sorted(set(boxes) - {path.name for path in names})
+        missing = sorted(set(boxes) - {key_of(path, folder) for path in names})
         if missing:
             raise DataError(f"{args.boxes}: names {missing[0]!r}, but there is no such picture in {args.picture}")
-        names = [path for path in names if path.name in boxes]
-    single = not args.picture.is_dir()
-    targets = result_names(names, args.out)
+        names = [path for path in names if key_of(path, folder) in boxes]
+    targets = result_names(names, args.out, folder)
     if single and not args.overwrite:
         existing = [path for path in result_files(targets[0], names[0]) if path.exists()]
         if existing:
@@ -257,7 +263,7 @@ def predict_all(args: argparse.Namespace) -> int:
             kept += 1
             continue
         try:
-            people = boxes[path.name] if boxes is not None else args.box
+            people = boxes[key_of(path, folder)] if boxes is not None else args.box
             if is_video(path):
                 predict_video(target, path, people, find, predictor, args)
             else:
@@ -359,13 +365,15 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def sources(path: Path) -> list[Path]:
-    """The picture or video, or those of the folder in order of their names."""
+def sources(path: Path, out: Path) -> list[Path]:
+    """The picture or video, or those of the folder in order of their names; where it has folders alone, those in them, but for `out`."""
     if not path.is_dir():
         if not path.exists():
             raise DataError(f"{path}: no such picture, video or folder")
         return [path]
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + VIDEOS)
+    if not found:
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES + VIDEOS and not p.is_relative_to(out))
     if not found:
         raise DataError(f"{path}: holds no picture or video; expected files ending in {' '.join(PICTURES + VIDEOS)}")
     return found
@@ -376,6 +384,24 @@ def checkpoint(path: Path) -> Path:
     if not path.exists():
         raise RunError(f"{path}: no such checkpoint; ./run demo trains one, --checkpoint names another")
     return path
+
+
+def key_of(path: Path, folder: Path) -> str:
+    """What a picture is called in a file of boxes: its name, in a folder of folders its path there."""
+    return path.relative_to(folder).as_posix()
+
+
+def annotated_boxes(layout: str, root: str, split: str, names: list[Path], folder: Path) -> dict[str, list]:
+    """The boxes that a data set's annotations have for some of the pictures."""
+    ann = load_annotations(layout, root, split)
+    rows: dict[Path, list] = {}
+    for image, box in zip(ann.image.tolist(), ann.box.tolist(), strict=True):
+        if image >= 0 and np.isfinite(box).all():
+            rows.setdefault((Path(root) / ann.images[image].decode()).resolve(), []).append(box)
+    found = {key_of(path, folder): rows[path.resolve()] for path in names if path.resolve() in rows}
+    if not found:
+        raise DataError(f"--annotated: {root} ({split}) tells of nobody in the pictures of {folder}; give the split that they belong to")
+    return found
 
 
 def read_boxes(path: Path | None) -> dict[str, list] | None:
@@ -391,10 +417,13 @@ def read_boxes(path: Path | None) -> dict[str, list] | None:
     return boxes
 
 
-def result_names(names: list[Path], out: Path) -> list[Path]:
-    """One stem per picture: a.jpg -> a; where a.png is there too, a_jpg and a_png."""
-    stems = [path.stem for path in names]
-    return [out / (path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")) for path in names]
+def result_names(names: list[Path], out: Path, folder: Path) -> list[Path]:
+    """One stem per picture, in the same folder of `out` as the picture is of `folder`: a.jpg -> a; where a.png is there too, a_jpg and
+    a_png.
+    """
+    places = [path.relative_to(folder) for path in names]
+    count = Counter(place.with_suffix("") for place in places)
+    return [out / (p.with_suffix("") if count[p.with_suffix("")] == 1 else p.with_name(p.name.replace(".", "_"))) for p in places]
 
 
 def result_files(target: Path, source: Path) -> list[Path]:

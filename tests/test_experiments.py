@@ -17,10 +17,11 @@ from scripts import demo
 from tests.conftest import ROOT
 
 YAMLS = sorted(p for p in (ROOT / "experiments" / "synthetic").rglob("*.yaml") if not p.stem.startswith("base"))
-NATIVE = [p for p in YAMLS if p.parent.name in ("h36m", "mpii")]  # in the layouts of real data sets
+NATIVE = [p for p in YAMLS if p.parent.name in ("h36m", "mpii", "threedpw")]  # in the layouts of real data sets
 PEOPLE = [p for p in YAMLS if p.stem.startswith(("voxelpose", "selfpose3d"))]  # whole frames of several people
 LIFTING = [p for p in YAMLS if p.stem.startswith(("temporal", "mocap"))]  # from keypoints, without images
 CROPS = [p for p in YAMLS if p not in NATIVE + LIFTING + PEOPLE]
+FUSION = sorted(p for name in ("fusion", "threedpw") for p in (ROOT / "experiments" / name).glob("*.yaml"))
 PANOPTIC = sorted(p for p in (ROOT / "experiments" / "panoptic").glob("*.yaml") if p.stem != "base")
 ACTORS = sorted(p for name in ("shelf", "campus") for p in (ROOT / "experiments" / name).glob("*.yaml") if p.stem != "base")
 VIDEO = sorted(p for p in (ROOT / "experiments" / "video" / "h36m").glob("*.yaml") if p.stem != "base")
@@ -78,7 +79,7 @@ def native(tmp_path_factory):
     """Settings by data set for a tiny world in native layouts, and a 2D network of MPII's joints that one step made."""
     folder = tmp_path_factory.mktemp("native")
     shared = SMALL | {"OUTPUT_DIR": str(folder / "output"), "TEST.PSS": "off", "SYNTH.TRAIN": 15}
-    settings = {name: shared | {"DATASET.ROOT": str(folder / name)} for name in ("h36m", "mpii")}
+    settings = {name: shared | {"DATASET.ROOT": str(folder / name)} for name in ("h36m", "mpii", "threedpw", "h36m_challenge")}
     cfg = load(ROOT / "experiments" / "synthetic" / "mpii" / "train-heatmap.yaml").with_values(settings["mpii"])
     commands.train(cfg)
     return settings, run_dir.run_path(cfg) / run_dir.BEST
@@ -106,6 +107,23 @@ def test_each_twin_of_a_published_experiment_runs(native, path):
     if resume:
         judged = commands.validate(cfg.with_values({"MODEL.RESUME": str(run_dir.run_path(cfg) / run_dir.BEST)}))
         assert judged["metrics"] == pytest.approx(results["metrics"], rel=1e-3)
+
+
+@pytest.mark.parametrize("path", FUSION, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_each_experiment_of_fusion_makes_a_step_on_native_layouts(native, path):
+    settings, weights = native
+    cfg = load(path)
+    changes = settings[cfg.DATASET.DATASET] | {"SYNTH.NATIVE": True, "DATASET.OPTIONS": {}, "MODEL.RESUME": "", "EXP_NAME": path.stem}
+    if cfg.DATASET.DATASET == "threedpw":  # its twin has another world
+        changes["DATASET.ROOT"] += "-published"
+    if cfg.MODEL.PRETRAINED:
+        changes["MODEL.PRETRAINED"] = str(weights)
+    if cfg.FUSION.WEAK:
+        changes["FUSION.WEAK"] = {"mpii": {"ROOT": settings["mpii"]["DATASET.ROOT"], "SPLIT": "train"}}
+    cfg = cfg.with_values(changes)
+    commands.train(cfg)
+    results = json.loads((run_dir.run_path(cfg) / "results.json").read_text())
+    assert results["step"] == 1 and ("mpjpe_mm" in results["metrics"]) == (path.stem != "mpii")
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,13 @@ from lib.engine import checkpoint
 from lib.errors import ConfigError, DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert
+from lib.geometry.weak_perspective import bone_sum
 from lib.predictor import Predictor
 from lib.skeleton import get
 from lib.synthetic.world import World
 from lib.tasks import build
 from lib.tasks.base import Task
+from lib.tasks.world import ensure_native
 from lib.video import Video
 from scripts import predict as script
 from tests.tiny_dataset import NETWORK
@@ -214,6 +216,54 @@ def folder(tmp_path) -> Path:
 
 def files(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir()) if path.exists() else []
+
+
+def fusion_checkpoint(path: Path) -> Path:
+    network = {"TASK": "fusion", "MODEL.NAME": "fusion", "MODEL.HEAD": "heatmap_depth", "FUSION.BONE_SUM_MM": 4100.0}
+    return save_checkpoint(path, **network, **{"DATASET.SKELETON": "mpii16", "MODEL.NUM_JOINTS": 16})
+
+
+def test_people_of_known_size_are_in_mm_whatever_the_box(tmp_path):
+    """TASK fusion: neither box_mm nor a camera changes the pose; the distance is that of weak perspective, or as given."""
+    predictor = Predictor.from_checkpoint(fusion_checkpoint(tmp_path / "fusion.pth.tar"), "cpu")
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    box = (10, 10, 60, 80)
+    plain, other = predictor(image, box), predictor(image, box, box_mm=777.0)
+    assert plain.skeleton == H36M and plain.X_root.shape == (17, 3) and plain.conf.shape == (17,)
+    assert float(bone_sum(torch.from_numpy(plain.X_root))) == pytest.approx(4100, rel=1e-4)
+    assert plain.assumed[0].startswith("the focal length is 120 px") and plain.assumed[1] == "15 bones of a person add up to 4100 mm"
+    np.testing.assert_array_equal(plain.X_root, other.X_root)
+    x, X = plain.x_img, plain.X_root
+    mm_per_px = np.linalg.norm(X[:, :2], axis=1).sum() / np.linalg.norm(x - x[0], axis=1).sum()  # parallel to the picture
+    assert plain.X_cam[0, 2] == pytest.approx(120 * mm_per_px, rel=1e-3)
+    placed = predictor(image, box, camera=[[100, 0, 60], [0, 100, 45], [0, 0, 1]], root_depth_mm=5000)
+    np.testing.assert_allclose(placed.X_root, plain.X_root)
+    assert placed.X_cam[0, 2] == 5000 and placed.X_cam[0, 0] == pytest.approx(50 * (x[0, 0] - 60), abs=1)
+    assert placed.assumed == ("15 bones of a person add up to 4100 mm",)
+
+
+def test_script_does_the_images_of_3dpw(tmp_path, capsys):
+    """A folder of sequences, people by its annotations or whole pictures, results in folders of the same names."""
+    weights, root, out = fusion_checkpoint(tmp_path / "fusion.pth.tar"), tmp_path / "3dpw", tmp_path / "out"
+    ensure_native("threedpw", root, 0, 0, 1, (64, 64), workers=1, objects=False)
+    pictures, arguments = root / "imageFiles", ["--checkpoint", str(weights), "--device", "cpu"]
+    count = len(list(pictures.rglob("*.jpg")))
+    chosen = ["--annotated", "threedpw", str(root), "test"]
+    assert script.main([str(pictures), *arguments, *chosen, "--out", str(out)]) == 0
+    said, made = capsys.readouterr().out, sorted(out.rglob("*.json"))
+    assert 0 < len(made) < count and f"{len(made)} done" in said
+    assert all((pictures / path.relative_to(out)).with_suffix(".jpg").exists() for path in made)
+    assert all(path.with_name(f"{path.stem}_2d.png").exists() for path in made)
+    person = json.loads(made[0].read_text())["people"][0]
+    assert person["skeleton"] == "h36m17" and len(person["X_root"]) == 17
+    sequence = made[0].parent.name
+    (tmp_path / "boxes.json").write_text(json.dumps({f"{sequence}/{made[0].stem}.jpg": [[5, 5, 50, 60], [1, 1, 40, 40]]}))
+    by_name = ["--boxes", str(tmp_path / "boxes.json"), "--out", str(tmp_path / "named")]
+    assert script.main([str(pictures), *arguments, *by_name]) == 0 and "1 done" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "named" / sequence / made[0].name).read_text())["people"]) == 2
+    (tmp_path / "none").mkdir()
+    vis.save_image(tmp_path / "none" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert script.main([str(tmp_path / "none"), *arguments, *chosen]) == 2 and "tells of nobody" in capsys.readouterr().err
 
 
 def test_a_checkpoint_predicts_without_data_and_boxes_do_not_influence_each_other(weights, monkeypatch, tmp_path):

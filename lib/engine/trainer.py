@@ -231,7 +231,7 @@ class Trainer:
             **run_dir.results(self.cfg, evaluation.results(), self.number_format),
             "step": self.step,
             "seconds": round(self.log.seconds, 1),
-            "skeleton": self.task.skeleton,
+            "skeleton": self.task.pose_skeleton,
             "facts": self.task.facts(),
         }
 

@@ -11,6 +11,7 @@ TASKS = {
     "temporal": "lib.tasks.temporal:TemporalTask",
     "voxelpose": "lib.tasks.voxelpose:VoxelPoseTask",
     "selfpose3d": "lib.tasks.selfpose3d:SelfPose3dTask",
+    "fusion": "lib.tasks.fusion:FusionTask",
     "scenes": "lib.tasks.scenes:ScenesTask",
 }
 

@@ -32,6 +32,11 @@ class Task(nn.Module):
     image_spec: ImageSpec | None = None  # stored with the weights
     skeleton: str = ""  # joints of the model's output, stored with the weights
 
+    @property
+    def pose_skeleton(self) -> str:
+        """Joints of the predictions, where they are not those of the model's output."""
+        return self.skeleton
+
     def train_data(self) -> dict[str, Dataset]:
         """Training sets by name; the first defines the epoch, the others cycle beside it."""
         raise NotImplementedError
@@ -50,6 +55,10 @@ class Task(nn.Module):
     def predict(self, batch: dict) -> dict[str, Tensor]:
         """Joints of a batch (B first), test-time flip included; called under no_grad."""
         raise NotImplementedError
+
+    def assumed(self) -> tuple[str, ...]:
+        """In words, what the size of predicted poses rests on, where predictions have one (X_root and mm_per_px)."""
+        return ()
 
     def evaluator(self, dataset: Dataset) -> Any:
         """A fresh evaluator (lib/metrics/evaluator.py) for one evaluation set."""

@@ -10,7 +10,9 @@ from lib.dataset import formats, load
 from lib.dataset.annotations import Annotations
 from lib.dataset.augment import Augment
 from lib.dataset.crop_cache import FOLDER, CropCache, open_cache
+from lib.dataset.image import ImageSpec
 from lib.dataset.occluders import Occluders, procedural_occluders, voc_occluders
+from lib.dataset.samples import CropSamples
 from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks.world import ensure, ensure_native
@@ -40,8 +42,9 @@ def skeleton_name(cfg: Config) -> str:
     return name
 
 
-def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] = ()) -> Annotations:
-    """One split of the configured dataset, every `step`-th frame of the named subjects (none named: of all).
+def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] = (), skeleton: str = "") -> Annotations:
+    """One split of the configured dataset, every `step`-th frame of the named subjects (none named: of all), in the joints that the
+    network learns or those of another skeleton.
 
     The embedded world is generated when it is not there yet.
     """
@@ -53,16 +56,16 @@ def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] 
         ensure(root, **world)
     elif synth.NATIVE:
         ensure_native(cfg.DATASET.DATASET, root, **world)
-    ann = load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton_name(cfg))
+    ann = load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton or skeleton_name(cfg))
     return ann.protocol(subjects, step, cfg.DATASET.VIEWS)
 
 
-def augmentation(cfg: Config) -> Augment:
-    """The training augmentation of the DATASET section."""
+def augmentation(cfg: Config, rot_deg: float | None = None) -> Augment:
+    """The training augmentation of the DATASET section, with another spread of rotations if given."""
     d = cfg.DATASET
     return Augment(
         scale=d.SCALE_FACTOR,
-        rot_deg=d.ROT_FACTOR,
+        rot_deg=d.ROT_FACTOR if rot_deg is None else rot_deg,
         rot_prob=d.ROT_PROB,
         color=d.COLOR_FACTOR,
         flip_prob=d.FLIP_PROB if d.FLIP else 0.0,
@@ -77,6 +80,16 @@ def occluders(cfg: Config) -> Occluders:
     if cfg.DATASET.VOC:
         log.warning("DATASET.VOC: there is no folder %s; made-up objects are pasted instead of those of Pascal VOC", cfg.DATASET.VOC)
     return procedural_occluders(cfg.SEED)
+
+
+def crops(cfg: Config, ann: Annotations, spec: ImageSpec, augment: Augment | None, depth_mm: float | None) -> CropSamples:
+    """Person crops of annotations as the DATASET section asks, for training if `augment`; a person of whom a view shows less than two of
+    the labelled joints has none. depth_mm: see CropSamples.
+    """
+    shown = (ann.visible.sum(1) > 1) | ~(ann.conf > 0).any(1)
+    ann = ann if shown.all() else ann.select(shown)
+    cache = crop_cache(cfg, ann) if augment is not None else None
+    return CropSamples(ann, cfg.DATASET.ROOT, spec, augment, depth_mm, cfg.DATASET.BOX_SCALE, cfg.SEED, cache)
 
 
 def crop_cache(cfg: Config, ann: Annotations) -> CropCache | None:

@@ -50,7 +50,7 @@ class EpipolarTask(IntegralTask):
 
     def __init__(self, cfg: Config):
         super().__init__(cfg)
-        if self.reader.dims != 3:
+        if self.dims != 3:
             raise cfg.error("MODEL.HEAD", f"is {self.head}, but the student of TASK epipolar needs depth; set it to volume")
         if cfg.EPIPOLAR.METHOD == "ransac" and cfg.EPIPOLAR.PAIRS != "all" and not self.online:
             raise cfg.error("EPIPOLAR.PAIRS", f"is {cfg.EPIPOLAR.PAIRS}, but METHOD ransac chooses its views itself; set PAIRS all")
@@ -136,7 +136,7 @@ class EpipolarTask(IntegralTask):
         if path == ANNOTATION:
             return None
         teacher = restore(path, fallback=self.cfg)
-        check_same(teacher.skeleton, self.skeleton, f"EPIPOLAR.TEACHER {path} and DATASET.SKELETON")
+        check_same(teacher.pose_skeleton, self.skeleton, f"EPIPOLAR.TEACHER {path} and DATASET.SKELETON")
         if self.online and teacher.image_spec != self.image_spec:
             raise self.cfg.error(
                 "MODEL.IMAGE_SIZE",

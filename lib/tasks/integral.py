@@ -6,7 +6,7 @@ EpipolarPose, CVPR 2019 (labels and evaluation protocol).
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lib import vis
@@ -26,6 +26,7 @@ from lib.geometry.heatmap import (
 from lib.loss import build_joint_loss, heatmap_mse
 from lib.metrics import Keypoint2DEvaluator, PCKhEvaluator, PoseEvaluator
 from lib.metrics.structure import Clusters
+from lib.metrics.threedpw import ThreeDPWEvaluator
 from lib.models import MODELS
 from lib.registry import resolve
 from lib.skeleton import get
@@ -43,7 +44,7 @@ def head_name(cfg: Config) -> str:
     return "volume" if cfg.MODEL.VOLUME else "heatmap_depth"
 
 
-def build_model(cfg: Config, joints: int, name: str = "", head: str = "") -> torch.nn.Module:
+def build_model(cfg: Config, joints: int, name: str = "", head: str = "") -> nn.Module:
     """The network of the MODEL section with fresh weights; `name` and `head` in place of what the section says."""
     extra = cfg.MODEL.EXTRA
     return resolve(MODELS, name or cfg.MODEL.NAME, key="MODEL.NAME")(
@@ -110,6 +111,17 @@ class IntegralTask(Task):
         super().__init__()
         self.cfg = cfg
         self.skeleton = data.skeleton_name(cfg)
+        self.model = self._network()
+        initialise(self.model, cfg, self.skeleton)
+        if cfg.CHANNELS_LAST:
+            self.model.to(memory_format=torch.channels_last)
+        self.key_metric = ("mpjpe_mm", "min") if self.dims == 3 else ("pck2d_percent", "max")
+        self.flip = torch.as_tensor(get(self.skeleton).flip.copy())
+        self.structure: tuple[Clusters, ...] | None = None
+
+    def _network(self) -> nn.Module:
+        """The network with fresh weights, after all that reads its output and feeds it was set up."""
+        cfg = self.cfg
         self.image_spec = ImageSpec(tuple(cfg.MODEL.IMAGE_SIZE), **IMAGENET)
         self.head = head_name(cfg)
         self.heatmap_loss = cfg.LOSS.FN == HEATMAP_LOSS
@@ -118,13 +130,12 @@ class IntegralTask(Task):
         self.reader = PoseReader(self.head, self.image_spec.size, self._decoding())
         if not self.heatmap_loss:
             self.joint_loss = build_joint_loss(cfg.LOSS.FN, cfg.LOSS.NORM, cfg.LOSS.SIZE_AVERAGE, cfg.LOSS.BETA)
-        self.model = build_model(cfg, get(self.skeleton).num)
-        initialise(self.model, cfg, self.skeleton)
-        if cfg.CHANNELS_LAST:
-            self.model.to(memory_format=torch.channels_last)
-        self.key_metric = ("mpjpe_mm", "min") if self.reader.dims == 3 else ("pck2d_percent", "max")
-        self.flip = torch.as_tensor(get(self.skeleton).flip.copy())
-        self.structure: tuple[Clusters, ...] | None = None
+        return build_model(cfg, get(self.skeleton).num)
+
+    @property
+    def dims(self) -> int:
+        """Coordinates of a predicted joint: 3 with depth, else 2."""
+        return self.reader.dims
 
     def _decoding(self) -> str:
         if self.cfg.TEST.DECODE != "auto":
@@ -140,31 +151,23 @@ class IntegralTask(Task):
         return {"train": self.crops(data.annotations(self.cfg, cfg.TRAIN_SET, cfg.TRAIN_FRAME, cfg.SUBJECTS), train=True)}
 
     def eval_data(self) -> dict[str, Dataset]:
-        cfg = self.cfg.DATASET
-        ann = data.annotations(self.cfg, cfg.TEST_SET, cfg.VAL_FRAME, self.cfg.TEST.SUBJECTS)
+        ann = self._judged()
         if not self._has_poses(ann):
             self.key_metric = ("pckh_percent" if np.isfinite(ann.head_px).any() else "pck2d_percent", "max")
         return {"valid": self.crops(ann, train=False)}
 
+    def _judged(self, **options) -> Annotations:
+        """The annotations of an evaluation, by `data.annotations`."""
+        cfg = self.cfg.DATASET
+        return data.annotations(self.cfg, cfg.TEST_SET, cfg.VAL_FRAME, self.cfg.TEST.SUBJECTS, **options)
+
     def _has_poses(self, ann: Annotations) -> bool:
         """Whether this network's poses can be judged in 3D on these annotations."""
-        return self.reader.dims == 3 and bool((ann.pose >= 0).any())
+        return self.dims == 3 and bool((ann.pose >= 0).any())
 
-    def crops(self, ann, train: bool) -> CropSamples:
-        """Person crops of annotations, augmented when they are for training; views that show less than two joints of one are left out."""
-        cfg = self.cfg
-        shown = ann.visible.sum(1) > 1
-        ann = ann if shown.all() else ann.select(shown)
-        return CropSamples(
-            ann,
-            cfg.DATASET.ROOT,
-            self.image_spec,
-            augment=data.augmentation(cfg) if train else None,
-            depth_mm=cfg.DATASET.DEPTH_RANGE,
-            box_scale=cfg.DATASET.BOX_SCALE,
-            seed=cfg.SEED,
-            cache=data.crop_cache(cfg, ann) if train else None,
-        )
+    def crops(self, ann: Annotations, train: bool) -> CropSamples:
+        """Person crops of annotations, augmented when they are for training."""
+        return data.crops(self.cfg, ann, self.image_spec, data.augmentation(self.cfg) if train else None, self.cfg.DATASET.DEPTH_RANGE)
 
     # --- training
 
@@ -249,18 +252,25 @@ class IntegralTask(Task):
         actions = [ann.action(row) for row in range(len(ann))] if any(ann.actions) else None
         if not self._has_poses(ann):
             if np.isfinite(ann.head_px).any():
-                return PCKhEvaluator(self.skeleton, ann.head_px, actions, test.VARIANTS)
-            return Keypoint2DEvaluator(self.skeleton, actions)
+                return PCKhEvaluator(self.pose_skeleton, ann.head_px, actions, test.VARIANTS)
+            return Keypoint2DEvaluator(self.pose_skeleton, actions)
+        if self.cfg.DATASET.DATASET == "threedpw":
+            mesh = bool(self.cfg.DATASET.OPTIONS.get("mesh_joints"))
+            return ThreeDPWEvaluator(self.pose_skeleton, actions, test.JOINTS, mesh, test.VARIANTS, self._protocol())
         if self.structure is None:  # found once; the same at every evaluation of a run
-            self.structure = structure.clusters(self.cfg, self.skeleton)
+            self.structure = structure.clusters(self.cfg, self.pose_skeleton)
         return PoseEvaluator(
-            self.skeleton,
+            self.pose_skeleton,
             actions=actions,
             joints=test.JOINTS or None,
             variants=test.VARIANTS,
             structure=self.structure,
-            protocol={"root_depth": "of the ground truth", "intrinsics": "of the ground truth"},  # see predict
+            protocol=self._protocol(),
         )
+
+    def _protocol(self) -> dict[str, str]:
+        """What a report says about how poses came about, see `predict`."""
+        return {"root_depth": "of the ground truth", "intrinsics": "of the ground truth"}
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int):
         rows = []
@@ -271,7 +281,7 @@ class IntegralTask(Task):
             X = pred["X_cam"][i].cpu() if "X_cam" in pred else None
             truth = batch["X_cam"][i].cpu() if "X_cam" in pred else None
             rows.append(vis.SheetRow(image, x_patch[i], X, truth))
-        return {"predictions": vis.pose_sheet(rows, get(self.skeleton))}
+        return {"predictions": vis.pose_sheet(rows, get(self.pose_skeleton))}
 
 
 def mirror(image: Tensor) -> Tensor:
