@@ -54,10 +54,10 @@ def pairs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", CROPS, ids=lambda p: str(p.relative_to(ROOT / "experiments")))
-def test_each_experiment_makes_a_step_and_is_judged(small, pairs, path):
+def test_each_experiment_makes_a_step_and_is_judged(small, pairs, tmp_path, path):
     settings, weights = small
     cfg = load(path)
-    changes = dict(settings, EXP_NAME=f"{path.parent.name}-{path.stem}")
+    changes = settings | {"OUTPUT_DIR": str(tmp_path)}
     if cfg.MODEL.PRETRAINED:
         changes["MODEL.PRETRAINED"] = str(weights)
     if cfg.TASK == "refine":  # its pairs come from a network with depth
@@ -86,10 +86,10 @@ def native(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", NATIVE, ids=lambda p: str(p.relative_to(ROOT / "experiments")))
-def test_each_twin_of_a_published_experiment_runs(native, path):
+def test_each_twin_of_a_published_experiment_runs(native, tmp_path, path):
     settings, weights = native
     cfg = load(path)
-    changes = dict(settings[cfg.DATASET.DATASET], EXP_NAME=f"step-{path.stem}")
+    changes = settings[cfg.DATASET.DATASET] | {"OUTPUT_DIR": str(tmp_path)}
     if cfg.MODEL.PRETRAINED:
         changes["MODEL.PRETRAINED"] = str(weights)
     if cfg.EPIPOLAR.TEACHER.endswith(".tar"):
@@ -110,10 +110,10 @@ def test_each_twin_of_a_published_experiment_runs(native, path):
 
 
 @pytest.mark.parametrize("path", FUSION, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_each_experiment_of_fusion_makes_a_step_on_native_layouts(native, path):
+def test_each_experiment_of_fusion_makes_a_step_on_native_layouts(native, tmp_path, path):
     settings, weights = native
     cfg = load(path)
-    changes = settings[cfg.DATASET.DATASET] | {"SYNTH.NATIVE": True, "DATASET.OPTIONS": {}, "MODEL.RESUME": "", "EXP_NAME": path.stem}
+    changes = settings[cfg.DATASET.DATASET] | {"SYNTH.NATIVE": True, "DATASET.OPTIONS": {}, "MODEL.RESUME": "", "OUTPUT_DIR": str(tmp_path)}
     if cfg.DATASET.DATASET == "threedpw":  # its twin has another world
         changes["DATASET.ROOT"] += "-published"
     if cfg.MODEL.PRETRAINED:
@@ -129,19 +129,19 @@ def test_each_experiment_of_fusion_makes_a_step_on_native_layouts(native, path):
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
     """Settings with a few small frames of several people, in the layout of CMU Panoptic."""
-    folder = tmp_path_factory.mktemp("crowd")
+    folder = tmp_path_factory.mktemp("crowd") / "world"
     tiny = {name: value for name, value in SMALL.items() if name != "MODEL.DEPTH_RES"} | {"SYNTH.PRETRAIN": 0, "SYNTH.TRAIN": 3}
     tiny |= {"VOXEL.CUBES": [16, 16, 8], "VOXEL.PERSON_CUBES": [16, 16, 16], "MODEL.IMAGE_SIZE": [96, 64], "TRAIN.BATCH_SIZE": 2}
     world = {"SYNTH.NATIVE": True, "SYNTH.RIG": "panoptic5", "SYNTH.ZOOM": 1.0, "SYNTH.PEOPLE": [2, 3], "SYNTH.OBJECTS": False}
-    return tiny | world | {"DATASET.ROOT": str(folder / "world"), "OUTPUT_DIR": str(folder / "output"), "DATASET.OPTIONS": {"interval": 1}}
+    return tiny | world | {"DATASET.ROOT": str(folder), "DATASET.OPTIONS": {"interval": 1}}
 
 
 @pytest.mark.parametrize("path", [*PEOPLE, *PANOPTIC], ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_each_experiment_with_several_people_makes_a_step_and_is_judged(crowd, path):
+def test_each_experiment_with_several_people_makes_a_step_and_is_judged(crowd, tmp_path, path):
     cfg = load(path)
     unlabelled = {"SSL.LABELS": "", "VOXEL.MAX_PEOPLE": 4} if cfg.TASK == "selfpose3d" else {}  # no pseudo labels of this world
     settings = crowd if cfg.TASK != "integral" else {name: value for name, value in crowd.items() if not name.startswith("VOXEL.")}
-    cfg = cfg.with_values(settings | unlabelled | {"MODEL.PRETRAINED": "", "EXP_NAME": f"{path.parent.name}-{path.stem}"})
+    cfg = cfg.with_values(settings | unlabelled | {"MODEL.PRETRAINED": "", "OUTPUT_DIR": str(tmp_path)})
     commands.train(cfg)
     results = json.loads((run_dir.run_path(cfg) / "results.json").read_text())
     if cfg.TASK == "integral":  # crops, before the first stage

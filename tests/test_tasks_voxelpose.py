@@ -54,6 +54,19 @@ def test_only_the_parts_that_are_named_learn(settings, parts):
     assert losses["total"].item() == pytest.approx(sum(losses[names[part]].item() for part in parts), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [[64, 64], [64, 96]], ids=str)
+def test_crops_of_the_same_people_do_not_stretch_them(settings, size):
+    """Boxes around joints are narrow; a crop shows all of one, as large in x as in y."""
+    own = {k: v for k, v in settings.items() if not k.startswith("VOXEL.")}
+    own |= {"TASK": "integral", "MODEL.NAME": "pose3d_resnet", "MODEL.HEAD": "heatmap", "LOSS.FN": "HeatmapMSELoss"}
+    task = build(defaults().with_values(own | {"MODEL.IMAGE_SIZE": size}))
+    crops = task.eval_data()["valid"]
+    batch = crops.__getitems__(list(range(len(crops))))
+    assert torch.allclose(batch["patch_from_img"][:, 0, 0], batch["patch_from_img"][:, 1, 1])
+    shown = batch["x_patch"][..., :2][batch["valid"].bool()]
+    assert (shown > 0).all() and (shown < torch.tensor(size)).all()
+
+
 def test_the_first_stage_leaves_the_backbone_alone_to_the_next(settings, tmp_path):
     """Networks that nothing has trained yet are no start for those of the next stage, which may be of another kind."""
     first = task_of(settings, **{"VOXEL.PARTS": ["backbone"]})

@@ -336,6 +336,13 @@ def strong_and_weak(
     return strong, without_3d(ann.select(~kept))
 
 
+def widened(box: np.ndarray, aspect: float, margin: float = 1.0) -> np.ndarray:
+    """The smallest boxes of one width / height around boxes with the same middles, times margin.   (N,4) x0 y0 x1 y1 px -> (N,4)"""
+    center, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
+    half = np.stack([np.maximum(size[:, 0], aspect * size[:, 1]), np.maximum(size[:, 1], size[:, 0] / aspect)], -1) * (margin / 2)
+    return np.concatenate([center - half, center + half], -1)
+
+
 def check_crops(ann: Annotations) -> None:
     """DataError unless every observation has an image and a box with area."""
     if len(ann) == 0:

@@ -1,5 +1,6 @@
 """What the tasks over person crops share: from the configuration to annotations, augmentation and samples."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from lib.config import Config
 from lib.dataset import formats, load
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, widened
 from lib.dataset.augment import Augment
 from lib.dataset.crop_cache import FOLDER, CropCache, open_cache
 from lib.dataset.image import ImageSpec
@@ -87,9 +88,14 @@ def crops(cfg: Config, ann: Annotations, spec: ImageSpec, augment: Augment | Non
     the labelled joints has none. depth_mm: see CropSamples.
     """
     shown = (ann.visible.sum(1) > 1) | ~(ann.conf > 0).any(1)
-    ann = ann if shown.all() else ann.select(shown)
+    ann = in_proportion(ann if shown.all() else ann.select(shown), spec)
     cache = crop_cache(cfg, ann) if augment is not None else None
     return CropSamples(ann, cfg.DATASET.ROOT, spec, augment, depth_mm, cfg.DATASET.BOX_SCALE, cfg.SEED, cache)
+
+
+def in_proportion(ann: Annotations, spec: ImageSpec) -> Annotations:
+    """The table with boxes as wide and high as the network's input, so that crops do not stretch people."""
+    return dataclasses.replace(ann, box=widened(ann.box, spec.size[0] / spec.size[1]))
 
 
 def crop_cache(cfg: Config, ann: Annotations) -> CropCache | None:

@@ -111,7 +111,7 @@ class EpipolarTask(IntegralTask):
 
     def views(self, ann: Annotations) -> ViewSamples:
         """The synchronised crops of one person, as many as EPIPOLAR.PAIRS asks for."""
-        cfg = self.cfg
+        cfg, ann = self.cfg, data.in_proportion(ann, self.image_spec)
         return ViewSamples(
             ann,
             cfg.DATASET.ROOT,
@@ -214,7 +214,8 @@ class EpipolarTask(IntegralTask):
         if teacher is None:
             return ann.x_img, ann.conf
         device = next(self.model.parameters()).device
-        crops = CropSamples(ann, self.cfg.DATASET.ROOT, teacher.image_spec, box_scale=self.cfg.DATASET.BOX_SCALE)
+        shown = data.in_proportion(ann, teacher.image_spec)
+        crops = CropSamples(shown, self.cfg.DATASET.ROOT, teacher.image_spec, box_scale=self.cfg.DATASET.BOX_SCALE)
         x_img = np.zeros_like(ann.x_img)
         conf = np.zeros_like(ann.conf)
         loader = eval_loader(crops, self.cfg.TEST.BATCH_SIZE, self.cfg.WORKERS)

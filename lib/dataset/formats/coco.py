@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, widened
 from lib.dataset.formats.files import findings_of, image_size, new_file, no_cameras, number_within, place_images, refuse_existing
 from lib.errors import DataError
 
@@ -80,7 +80,7 @@ def read(root: str | Path, split: str, aspect: float = 1.0, images: str = "") ->
         x_img=np.where(known[..., None], points[..., :2], 0).astype(np.float32),
         conf=known.astype(np.float32),
         visible=points[..., 2] >= SEEN,
-        box=_widened(box[keep], aspect).astype(np.float32),
+        box=widened(box[keep], aspect, BOX_MARGIN).astype(np.float32),
         images=np.array([f"{folder}/{names[i]}".encode() for i in used], dtype=bytes),
         subjects=np.array([b""]),
         actions=np.array([b""]),
@@ -183,12 +183,6 @@ def _boxes(bbox: np.ndarray, size: np.ndarray) -> np.ndarray:
     """x y width height -> x0 y0 x1 y1 (N,4) px between the centres of the outer pixels of an image of `size` (N,2)."""
     low, high = bbox[:, :2], bbox[:, :2] + np.maximum(bbox[:, 2:] - 1, 0)
     return np.concatenate([np.clip(low, 0, size - 1), np.clip(high, 0, size - 1)], 1)
-
-
-def _widened(box: np.ndarray, aspect: float) -> np.ndarray:
-    center, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
-    size = BOX_MARGIN * np.stack([np.maximum(size[:, 0], aspect * size[:, 1]), np.maximum(size[:, 1], size[:, 0] / aspect)], -1)
-    return np.concatenate([center - size / 2, center + size / 2], -1)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

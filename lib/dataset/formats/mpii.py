@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, widened
 from lib.dataset.formats.files import findings, need, new_file, no_cameras, number_within, place_images, refuse_existing
 from lib.errors import DataError
 from lib.metrics.keypoints import HEAD_BIAS
@@ -162,8 +162,7 @@ def _boxes(path: Path, records: list[dict], joints: np.ndarray, known: np.ndarra
         )
     center = np.where(enough[:, None], (low + high) / 2, place)
     size = np.where(enough[:, None], high - low, side[:, None])
-    size = BOX_MARGIN * np.stack([np.maximum(size[:, 0], aspect * size[:, 1]), np.maximum(size[:, 1], size[:, 0] / aspect)], -1)
-    return np.concatenate([center - size / 2, center + size / 2], -1)
+    return widened(np.concatenate([center - size / 2, center + size / 2], -1), aspect, BOX_MARGIN)
 
 
 # --------------------------------------------------------------------------------------------------------- gt_valid.mat
