@@ -52,7 +52,7 @@ def same(a, b):
 # --- ratio
 
 
-@pytest.mark.parametrize("ratio, drawn", [(1.0, 6), (0.5, 3), (2.0, 12), (100, 14), (float("inf"), 14), (0.0, 0), (0.01, 1)])
+@pytest.mark.parametrize("ratio, drawn", [(1.0, 6), (0.5, 3), (2.0, 12), (float("inf"), 14), (0.0, 0), (0.01, 1)])
 def test_an_epoch_has_all_weak_samples_and_the_ratio_of_strong_ones(world, ratio, drawn):
     data = mixed(world, ratio)
     assert len(data) == drawn + 6
@@ -62,6 +62,19 @@ def test_an_epoch_has_all_weak_samples_and_the_ratio_of_strong_ones(world, ratio
         assert len(set(ids)) == len(ids) and sorted(i for i in ids if i >= 14) == list(range(14, 20))
         assert batch["weak"].tolist() == [i >= 14 for i in ids] and batch["weak"].sum() == 6
         assert (batch["has_depth"] > 0).tolist() == [i < 14 for i in ids]
+
+
+def test_few_strong_samples_come_again_and_look_different_each_time(world):
+    data = mixed(world, 5.0)
+    assert len(data) == 30 + 6
+    for epoch in (0, 3):
+        batch = data.__getitems__([Key(i, epoch) for i in range(len(data))])
+        counts = np.bincount(batch["id"][~batch["weak"]], minlength=14)
+        assert counts.sum() == 30 and set(counts.tolist()) == {2, 3}
+        looks = {(int(i), tuple(A.flatten().tolist())) for i, A in zip(batch["id"], batch["patch_from_img"], strict=True)}
+        assert len(looks) == 36
+    rests = {frozenset(data.draw(epoch)[28:].tolist()) for epoch in range(20)}
+    assert len(rests) > 10
 
 
 def test_the_ratio_holds_for_what_a_loader_gives(world):

@@ -19,9 +19,10 @@ STREAM = 1  # the place of the draw among the random numbers of a seed, beside t
 class MixedSamples(Keyed):
     """One dataset of a strong set (3D labels) and weak sets (2D labels alone).
 
-    An epoch has every weak sample once and round(ratio * weak samples) different strong ones, never more than there are. Strong ones
-    are drawn anew every epoch, as a function of (seed, epoch), and so that all of them are seen in every round of
-    ceil(strong samples / drawn ones) epochs. Crop and augmentation of a sample are left to its own set, with that set's seed.
+    An epoch has every weak sample once and round(ratio * weak samples) strong ones, different ones as far as there are so many, else all
+    as often as each other but for one time, each time with another augmentation. Strong ones are drawn anew every epoch, as a function of
+    (seed, epoch), and so that all of them are seen in every round of ceil(strong samples / drawn ones) epochs. Crop and augmentation of a
+    sample are left to its own set, with that set's seed.
 
     A batch holds what one of CropSamples holds, in the order of the keys, and weak (B,) bool. `id` counts through all sets: in the
     strong set it is the row of its table, in weak set k (from 0) that row + `offsets[k + 1]`.
@@ -34,7 +35,7 @@ class MixedSamples(Keyed):
         self,
         strong: CropSamples,
         weak: CropSamples | Sequence[CropSamples],  # several count by their sizes; without any, every epoch has all strong samples
-        ratio: float = 1.0,  # strong samples per weak one; inf: all strong ones in every epoch; 0: none
+        ratio: float = 1.0,  # strong samples per weak one; inf: all strong ones once in every epoch; 0: none
         seed: int = 0,
     ):
         weak = [weak] if isinstance(weak, CropSamples) else list(weak)
@@ -45,7 +46,7 @@ class MixedSamples(Keyed):
         self.sets, self.ratio, self.seed = (strong, *weak), ratio, seed
         self.offsets = np.cumsum([0, *map(len, self.sets)])  # (sets + 1,)
         self.num_weak = int(self.offsets[-1]) - len(strong)
-        wanted = len(strong) if not weak or ratio * self.num_weak > len(strong) else ratio * self.num_weak
+        wanted = ratio * self.num_weak if weak and ratio < np.inf else len(strong)
         self.num_strong = max(round(wanted), int(wanted > 0))  # in an epoch
         self._permutation = -1, np.empty(0, np.int64)  # of the round that was asked for last
 
@@ -53,10 +54,13 @@ class MixedSamples(Keyed):
         return self.num_strong + self.num_weak
 
     def draw(self, epoch: int) -> np.ndarray:
-        """The strong samples of an epoch: rows of the strong set, all different, (num_strong,) int64."""
+        """The strong samples of an epoch: rows of the strong set, (num_strong,) int64."""
         total, part = len(self.sets[0]), self.num_strong
         if part in (0, total):
             return np.arange(part)
+        if part > total:
+            rest = np.random.default_rng((self.seed, epoch, 0, STREAM)).permutation(total)[: part % total]
+            return np.append(np.tile(np.arange(total), part // total), rest)
         turn, place = divmod(epoch, -(-total // part))
         if self._permutation[0] != turn:
             self._permutation = turn, np.random.default_rng((self.seed, turn, 0, STREAM)).permutation(total)
@@ -70,10 +74,13 @@ class MixedSamples(Keyed):
             [drawn[k.epoch][k.index] if k.index < self.num_strong else self.offsets[1] + k.index - self.num_strong for k in keys]
         )
         which = np.searchsorted(self.offsets, number, side="right") - 1
+        # Epochs are counted so that a strong sample that comes again within one has random numbers of its own.
+        times = max(1, -(-self.num_strong // len(self.sets[0])))
+        again = [k.index // len(self.sets[0]) if k.index < self.num_strong else 0 for k in keys]
         parts, places = [], []
         for i in np.unique(which):
             at = np.flatnonzero(which == i)
-            parts.append(self.sets[i].__getitems__([Key(int(number[p] - self.offsets[i]), keys[p].epoch) for p in at]))
+            parts.append(self.sets[i].__getitems__([Key(int(number[p] - self.offsets[i]), keys[p].epoch * times + again[p]) for p in at]))
             places.append(at)
         order = torch.from_numpy(np.argsort(np.concatenate(places)))
         batch = {name: _joined([part[name] for part in parts])[order] for name in parts[0]}
