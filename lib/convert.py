@@ -21,6 +21,7 @@ from lib.tasks import build
 from lib.weights.adapters import KINDS, Checkpoint, State, kind_of, resnet_stages, strip_prefix
 from lib.weights.digest import sha256
 from lib.weights.load import LoadReport, load_into, write_reference
+from lib.weights.machine import to_layers, write_npz
 from lib.weights.needs import FUSION, LIFTING, Needs, image_spec_of, needs_of
 from lib.weights.temporal import causal_of, split, temporal_arguments, to_lifting_state, write_videopose3d
 
@@ -101,7 +102,7 @@ def configuration(checkpoint: Checkpoint, file: str | None = None, overrides: Se
     """
     kind = network_kind(checkpoint)
     # epipolar's student is integral's network
-    task = {"TASK": "refine" if kind == "refiner" else "fusion" if kind in FUSION else "integral"}
+    task = {"TASK": "refine" if kind == "refiner" else "fusion" if kind in FUSION else "machine" if kind == "pose_machine" else "integral"}
     if kind in LIFTING:
         said = config.load(file, overrides)
         told = None if said.source(_CAUSAL) == "default" else said.TEMPORAL.CAUSAL
@@ -256,18 +257,23 @@ def convert(
     elif form == "reference" and kind in FUSION:
         state = {"epoch": trained(checkpoint)[0], "state_dict": reference_state(checkpoint)}
         said = f"{len(state['state_dict'])} tensors under state_dict beside the epoch, as pytorch-pose-hg-3d reads them"
+    elif form == "reference" and kind == "pose_machine":
+        state, write = to_layers(checkpoint.state_dict), write_npz
+        said = f"{len(state)} blobs of the release's layers (.npz), the gates of LSTMs in Caffe's order"
     elif form == "reference":
         state, write = reference_state(checkpoint), write_reference
         said = f"{len(state)} tensors, bare, each key with the prefix module."
     elif form == "torchvision":
         state = torchvision_state(checkpoint)
         said = f"{len(state)} tensors of the backbone, for MODEL.INIT_FILE"
-    elif kind in ("pose_resnet", "refiner", *FUSION, *LIFTING):
+    elif kind in ("pose_resnet", "refiner", "pose_machine", *FUSION, *LIFTING):
         state, report = to_ours(checkpoint, configuration(checkpoint, cfg, overrides), norm, color)
         said = f"checkpoint with configuration and skeleton {state['skeleton']}; {report.summary()}"
     else:
         use = f"; {KINDS[kind].use}" if kind in KINDS else ""
-        raise WeightsError(f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet, a lifting network or a refiner{use}")
+        raise WeightsError(
+            f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet, a pose machine, a lifting network or a refiner{use}"
+        )
     with new_file(out) as part:
         try:
             write(state, part)

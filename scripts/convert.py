@@ -15,9 +15,11 @@ examples:
 --to reference    what EpipolarPose's release reads: bare, each key with the prefix module.; for a refiner its {epoch, ...,
                   state_dict, optimizer} with norm.pkl beside it; for a network that lifts keypoints what VideoPose3D reads:
                   {epoch, lr, optimizer, model_pos, model_traj}, the last only if there is one; for a network of 2D + 3D fusion
-                  what pytorch-pose-hg-3d reads: {epoch, state_dict}
+                  what pytorch-pose-hg-3d reads: {epoch, state_dict}; for a pose machine the blobs of Caffe's layers by their
+                  names, as an .npz
 --to torchvision  the backbone alone, for MODEL.INIT_FILE
 
+Caffe models (.caffemodel), exports of their layers (.npz), and the pickled weights of the published correction are read, too.
 A file is known by its keys, never by its name, and nothing in it is executed. Nothing that exists is overwritten.
 Exit status: 0 done, 2 an error, told in one line.
 """
@@ -32,7 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `lib` is found f
 
 from lib.errors import ParallaxError, RunError
 
-PARTS = ("deconv_layers", "linear_stages", "model_traj", "pose", "trajectory")  # of tensors' names that hold several layers
+PARTS = (  # of tensors' names that hold several layers
+    "deconv_layers", "linear_stages", "model_traj", "pose", "trajectory", "trunk", "lifter", "head2d", "regressor", "projector",
+)  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -156,6 +160,9 @@ def next_steps(checkpoint, kind: str, file: Path) -> list[str]:
             f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, with an experiment that says the above",
             f"MODEL.PRETRAINED {file}    starts a training from it",
         ]
+    if kind == "pose_machine":
+        whole = f"python scripts/convert.py convert {file} OUT    makes a checkpoint that holds the above; all parts must be in it"
+        return [whole, f"MODEL.PRETRAINED {file}    starts a training from the parts that it has"]
     if kind == "refiner":
         norm = "" if checkpoint.meta.get("task_extra") else " REFINE.NORM norm.pkl"
         return [

@@ -150,6 +150,14 @@ def test_mpii_to_the_pose_machines_sixteen():
     assert taken("mpii16", "h36m16") == [6, 2, 1, 0, 3, 4, 5, None, 7, 9, 13, 14, 15, 12, 11, 10]
 
 
+def test_the_pose_machines_sixteen_are_human36m_without_the_nose():
+    assert taken("h36m17", "h36m16") == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16]
+    assert taken("h36m16", "h36m17") == [0, 1, 2, 3, 4, 5, 6, 7, 8, None, 9, 10, 11, 12, 13, 14, 15]
+    assert taken("h36m16", "mpii16") == [3, 2, 1, 4, 5, 6, 0, 8, None, 9, 15, 14, 13, 10, 11, 12]
+    sides = {name: [SKELETONS["h36m16"].bones[row].tolist() for row in rows] for name, rows in get("h36m16").limbs.items()}
+    assert sides["left"] == [[0, 4], [4, 5], [5, 6], [8, 10], [10, 11], [11, 12]] and sides["center"] == [[0, 7], [7, 8], [8, 9]]
+
+
 def test_smpl_as_3dpw_is_used():
     assert taken("smpl24", "mpii16") == [8, 5, 2, 1, 4, 7, 0, 16.5, 12, None, 21, 19, 17, 16, 18, 20]
     assert taken("smpl24", "h36m17") == [0, 2, 5, 8, 1, 4, 7, 6, 12, None, None, 16, 18, 20, 17, 19, 21]

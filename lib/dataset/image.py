@@ -20,6 +20,8 @@ IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 HG3D = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 256, "color": "bgr"}
 # ... and without them, for their hourglasses
 HG3D_HOURGLASS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "scale": 1 / 256, "color": "bgr"}
+# What the release of 3D human pose machines (TPAMI 2020) was trained on: BGR, (x - 128) / 256
+MACHINE = {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0), "scale": 1 / 256, "color": "bgr"}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def _has(*prefixes: str) -> Callable[[Mapping[str, Tensor]], bool]:
     return lambda state: all(any(key.startswith(prefix) for key in state) for prefix in prefixes)
 
 
+_MACHINE = ("trunk.conv4_7_CPM.", "lifter.fa_conv_1.", "regressor.change_tmp.", "projector.project_1.")
 _RESNET = "set MODEL.EXTRA.NUM_LAYERS and the head to those of the file"
 # Order matters: the first match names the file.
 KINDS: dict[str, Kind] = {
@@ -87,6 +88,10 @@ KINDS: dict[str, Kind] = {
     "hourglass": Kind(
         _has("conv1_.", "hourglass.", "tmpOut."),
         "stacked hourglass", ("hourglass.", "tmpOut.", "reg."), "use it with TASK fusion, MODEL.NAME hourglass",
+    ),
+    "pose_machine": Kind(
+        lambda state: any(k.startswith(_MACHINE) for k in state),  # files hold one part or several
+        "3D human pose machine", ("trunk.", "lifter.", "regressor.", "projector."), "use it with TASK machine, MODEL.NAME pose_machine",
     ),
     "pose_resnet": Kind(
         _has("conv1.", "layer1.", "deconv_layers.", "final_layer."),

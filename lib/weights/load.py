@@ -10,14 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import WeightsError
-from lib.weights.adapters import Checkpoint, State, describe, kind_of, resnet_layers, strip_prefix, unwrap
+from lib.weights.adapters import Checkpoint, State, describe, kind_of, resnet_layers, resnet_stages, strip_prefix, unwrap
 from lib.weights.imagenet import imagenet_state
+from lib.weights.machine import read_release
 from lib.weights.needs import differences, needs_of
 from lib.weights.unpickle import Inert, load_file
 from lib.weights.voxelpose import backbone_state, parts_of
 
 log = logging.getLogger("parallax")
-HEADS = ("final_layer.", "depth_fc.", "hm.", "depth.", "tmpOut.", "tmpOut_.", "reg.")  # what a network for other joints has of its own
+HEADS = (  # what a network for other joints has of its own
+    "final_layer.", "depth_fc.", "hm.", "depth.", "tmpOut.", "tmpOut_.", "reg.",
+    "lifter.fc_final.", "lifter.stages.", "head2d.", "regressor.", "projector.", "normalizer.",
+)  # fmt: skip
+_PICTURES = ("pose_resnet", "fusion", "resnet")  # kinds of files with a ResNet that a pose machine may begin with
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,18 @@ class LoadReport:
 def read(path: str | Path) -> Checkpoint:
     """A checkpoint file of any known form, on the host; nothing in the file is executed.
 
+    Besides torch's own: Caffe models, and the pose machine's exports (lib/weights/machine.py).
+
     Raises:
         WeightsError: the file is missing, damaged, no checkpoint, or holds no weights.
     """
-    value, foreign = load_file(path)
+    try:
+        value, foreign = load_file(path)
+    except WeightsError:
+        released = read_release(path)
+        if released is None:
+            raise
+        return released
     checkpoint = unwrap(value, str(path))
     if foreign:  # a placeholder says nothing
         plain = {key: value for key, value in checkpoint.meta.items() if not isinstance(value, Inert)}
@@ -204,16 +217,17 @@ def initialise(model: nn.Module, cfg: Any, skeleton: str = "") -> None:
             for part, report in start_parts(model, checkpoint, skeleton).items():
                 log.info("weights: %s: %s: %s", section.PRETRAINED, part, report.summary())
         else:
-            report = load_into(model, _without_foreign_head(checkpoint, skeleton), inflate=section.INFLATE)
+            report = load_into(model, _without_foreign_head(_as_trunk(checkpoint, model), skeleton), inflate=section.INFLATE)
             log.info("weights: %s: %s", section.PRETRAINED, report.summary())
     elif section.RESUME:
         log.info("weights: those of MODEL.RESUME %s", section.RESUME)
-    elif section.INIT_WEIGHTS and kind_of(model.state_dict()) == "hourglass":
-        log.info("weights: from scratch (there are no ImageNet weights of hourglasses)")
+    elif section.INIT_WEIGHTS and not resnet_stages(state := _trunk(model).state_dict()):
+        what = "hourglasses" if kind_of(state) == "hourglass" else "convolutional pose machines"
+        log.info("weights: from scratch (there are no ImageNet weights of %s)", what)
     elif section.INIT_WEIGHTS:
         state, message = imagenet_state(section.EXTRA.NUM_LAYERS, section.INIT_FILE)
         if state is not None:
-            load_into(model, Checkpoint("resnet", state, source=section.INIT_FILE or "ImageNet weights"))
+            load_into(_trunk(model), Checkpoint("resnet", state, source=section.INIT_FILE or "ImageNet weights"))
         log.info("weights: %s", message)
     else:
         log.info("weights: from scratch (MODEL.INIT_WEIGHTS is false)")
@@ -234,6 +248,24 @@ def write_reference(state: Mapping[str, Tensor], path: str | Path) -> None:
         part.unlink(missing_ok=True)
         reason = str(error).split("\n")[0]
         raise WeightsError(f"{path}: cannot be written ({reason}); choose another folder") from error
+
+
+def _trunk(model: nn.Module) -> nn.Module:
+    """Where a ResNet's weights belong: the part of a pose machine that sees pictures, or the whole of other networks."""
+    return model.get_submodule("trunk") if kind_of(model.state_dict()) == "pose_machine" else model
+
+
+def _as_trunk(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
+    """A network of pictures as the first part of a pose machine, where the model is one. Raises WeightsError for another depth."""
+    if _trunk(model) is model or kind_of(checkpoint.state_dict) not in _PICTURES:
+        return checkpoint
+    found, wanted = resnet_layers(checkpoint.state_dict), resnet_layers(_trunk(model).state_dict())
+    if found and wanted and found != wanted:
+        raise WeightsError(
+            f"{checkpoint.source} holds a ResNet-{found}, but the pose machine begins with a ResNet-{wanted}; set MODEL.EXTRA.NUM_LAYERS "
+            f"{found}, or give other weights"
+        )
+    return replace(checkpoint, state_dict={f"trunk.{key}": value for key, value in checkpoint.state_dict.items()})
 
 
 def _heatmaps_renamed(found: State, target: State) -> State:

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lib.dataset.image import HG3D, HG3D_HOURGLASS
+from lib.dataset.image import HG3D, HG3D_HOURGLASS, MACHINE
 from lib.errors import WeightsError
 from lib.models.hourglass import HALVINGS
 from lib.skeleton import SKELETONS
 from lib.weights.adapters import Checkpoint, kind_of, resnet_layers, resnet_stages
+from lib.weights.machine import machine_arguments, machine_joints
 from lib.weights.temporal import CAUSAL_NOTE, recorded, temporal_arguments, temporal_needs, to_lifting_state
 from lib.weights.voxelpose import voxelpose_needs
 
@@ -31,6 +32,14 @@ _LAYOUTS = {16: _MPII, 17: _COCO, 15: "humaneva15", 20: "humaneva20"}  # joints 
 _SKELETONS = {
     (16, "volume"): _MPII, (16, "heatmap"): _MPII, (16, "heatmap_depth"): _MPII,
     (17, "volume"): _H36M, (17, "heatmap"): _COCO, (17, "heatmap_depth"): _H36M,
+}  # fmt: skip
+
+# arguments of PoseMachine -> keys
+_MACHINE_KEYS = {
+    "trunk": "MACHINE.TRUNK", "channels": "MACHINE.CHANNELS", "hidden": "MACHINE.HIDDEN", "num_stages": "MACHINE.NUM_STAGES",
+    "head2d": "MACHINE.HEAD2D", "map_stages": "MACHINE.MAP_STAGES", "norm": "MACHINE.NORM",
+    "layers": "MODEL.EXTRA.NUM_LAYERS", "stages": "MODEL.EXTRA.NUM_STAGES", "deconv_filters": "MODEL.EXTRA.NUM_DECONV_FILTERS",
+    "deconv_kernels": "MODEL.EXTRA.NUM_DECONV_KERNELS", "deconv_bias": "MODEL.EXTRA.DECONV_WITH_BIAS",
 }  # fmt: skip
 
 
@@ -87,6 +96,8 @@ def needs_of(
         return _lifting(state, meta or {})
     if kind in VOXELS:
         return _voxels(state)
+    if kind == "pose_machine":
+        return _machine(state, meta or {})
     if kind == "resnet":
         layers = resnet_layers(state)
         note = "holds a backbone alone: give it as MODEL.INIT_FILE; a classifier (fc) in it is ignored"
@@ -96,7 +107,8 @@ def needs_of(
 
 def image_spec_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """Fields of the ImageSpec that a file's network wants: those stored in it, else those of the release it comes from; {} = not known."""
-    return dict(checkpoint.meta.get("image_spec") or FUSION.get(checkpoint.kind, {}))
+    released = MACHINE if checkpoint.kind == "pose_machine" and "trunk.conv4_7_CPM.weight" in checkpoint.state_dict else {}
+    return dict(checkpoint.meta.get("image_spec") or FUSION.get(checkpoint.kind, released))
 
 
 def differences(file: Needs, model: Needs) -> str:
@@ -299,6 +311,37 @@ def _voxels(state: Mapping[str, Tensor]) -> Needs:
         settings, notes = voxelpose_needs(state, "the network")
     except WeightsError as error:
         return Needs({}, notes=(str(error),))
+    return Needs(settings, notes=tuple(notes))
+
+
+def _machine(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Needs:
+    size, joints, notes = _size(meta), machine_joints(state), []
+    try:
+        found = machine_arguments(state, size)
+    except WeightsError as error:
+        return Needs({}, notes=(str(error),))
+    skeleton = meta.get("skeleton")
+    if not (isinstance(skeleton, str) and skeleton in SKELETONS and SKELETONS[skeleton].num == joints):
+        skeleton = {16: "h36m16", 17: _H36M}.get(joints, "")
+    settings: dict[str, Any] = {"TASK": "machine"} | ({"DATASET.SKELETON": skeleton} if skeleton else {}) | {"MODEL.NAME": "pose_machine"}
+    if joints:
+        settings["MODEL.NUM_JOINTS"] = joints
+    if "image_size" in found:
+        settings["MODEL.IMAGE_SIZE"] = list(found["image_size"])
+        if not size:
+            side = found["image_size"][0]
+            notes.append(f"the size of the crop is not in the tensors: MODEL.IMAGE_SIZE [{side}, {side}] is the largest square that fits")
+    settings |= {key: found[argument] for argument, key in _MACHINE_KEYS.items() if argument in found}
+    if "deconv_filters" in found:
+        settings["MODEL.EXTRA.NUM_DECONV_LAYERS"] = len(found["deconv_filters"])
+    parts = [name for name in ("trunk", "lifter", "regressor", "projector") if any(key.startswith(f"{name}.") for key in state)]
+    if len(parts) < 4:
+        notes.append(f"holds {' and '.join(parts)} alone: give it as MODEL.PRETRAINED beside other parts")
+    if "lifter" in parts:
+        notes.append(
+            "whether the second LSTM layer runs backwards cannot be read from its tensors, and the wrong way gives wrong poses without any "
+            "error: it does as published; set MACHINE.TEMPORAL causal if it was trained so"
+        )
     return Needs(settings, notes=tuple(notes))
 
 
