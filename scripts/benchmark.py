@@ -1,5 +1,6 @@
 """Speed of the framework's parts beside a library function or a plain formulation of the same computation.
 
+    python scripts/benchmark.py correction                        # poses corrected at test time, beside one at a time
     python scripts/benchmark.py fusion                            # bone-length variance beside a loop, and its share of a training step
     python scripts/benchmark.py geometry                          # triangulation: points/s, ratios, errors
     python scripts/benchmark.py geometry --points 20000 --rounds 3       # quicker
@@ -30,6 +31,7 @@ from lib.registry import resolve
 
 # Each names a function (args) -> harness.Report.
 COMMANDS = {
+    "correction": "scripts.benchmarks.correction:run",
     "fusion": "scripts.benchmarks.fusion:run",
     "geometry": "scripts.benchmarks.geometry:run",
     "loader": "scripts.benchmarks.loader:run",
@@ -38,6 +40,7 @@ COMMANDS = {
     "voxel": "scripts.benchmarks.voxel:run",
 }
 SUMMARY = {
+    "correction": "correction of poses at test time, through learned projectors and cameras, beside an optimiser for one pose at a time",
     "fusion": "variance of bone lengths beside a loop over samples, and its share of a training step with 2D and 3D labels",
     "geometry": "triangulation beside OpenCV, batched SVD and per-point loops",
     "loader": "training samples from whole frames and from the crop cache, beside the usual order of steps",
@@ -46,6 +49,7 @@ SUMMARY = {
     "voxel": "heatmaps in volumes, 3D networks and whole frames of VoxelPose beside one person and one view at a time",
 }
 SIZES = {
+    "correction": ("frames", 1024),
     "fusion": ("samples", 4096),
     "geometry": ("points", 100_000),
     "loader": ("samples", 1000),
@@ -54,6 +58,7 @@ SIZES = {
     "voxel": ("voxels", 64**3),
 }
 OPTIONS = {  # of one command: name -> default, what it is
+    "correction": {"single": (8, "frames given to the optimisers of one at a time"), "hidden": (1024, "units of the networks' layers")},
     "fusion": {
         "batch": (32, "crops of a training step"),
         "layers": (18, "of the ResNet"),
