@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from lib import skeleton as skeletons
+from lib.dataset.clips import ClipSamples
 from lib.dataset.loader import Key
 from lib.dataset.samples import CropSamples, Keyed
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
 
+Crops = CropSamples | ClipSamples
 STREAM = 1  # the place of the draw among the random numbers of a seed, beside those of orders and samples
 
 
@@ -24,21 +26,23 @@ class MixedSamples(Keyed):
     (seed, epoch), and so that all of them are seen in every round of ceil(strong samples / drawn ones) epochs. Crop and augmentation of a
     sample are left to its own set, with that set's seed.
 
-    A batch holds what one of CropSamples holds, in the order of the keys, and weak (B,) bool. `id` counts through all sets: in the
-    strong set it is the row of its table, in weak set k (from 0) that row + `offsets[k + 1]`.
+    The sets may also be of clips of one length; then a sample is a clip, and single pictures are clips of one frame.
+
+    A batch holds what one of the sets holds, in the order of the keys, and weak (B,) bool. `id` counts through all sets: in the
+    strong set it is the row of its table, or the number of the clip, in weak set k (from 0) that row + `offsets[k + 1]`.
 
     Raises:
-        DataError: a negative ratio, sets of several skeletons or image specs, or a weak set with 3D poses.
+        DataError: a negative ratio, sets of several skeletons, image specs or lengths of clips, or a weak set with 3D poses.
     """
 
     def __init__(
         self,
-        strong: CropSamples,
-        weak: CropSamples | Sequence[CropSamples],  # several count by their sizes; without any, every epoch has all strong samples
+        strong: Crops,
+        weak: Crops | Sequence[Crops],  # several count by their sizes; without any, every epoch has all strong samples
         ratio: float = 1.0,  # strong samples per weak one; inf: all strong ones once in every epoch; 0: none
         seed: int = 0,
     ):
-        weak = [weak] if isinstance(weak, CropSamples) else list(weak)
+        weak = [weak] if isinstance(weak, Crops) else list(weak)
         if not ratio >= 0:
             raise DataError(f"mixed samples: {ratio} strong samples per weak one, expected 0 or more; correct the ratio")
         for other in weak:
@@ -91,10 +95,13 @@ def _joined(values: Sequence[torch.Tensor | Cameras]) -> torch.Tensor | Cameras:
     return Cameras.cat(values) if isinstance(values[0], Cameras) else torch.cat(list(values))
 
 
-def _check_fits(strong: CropSamples, weak: CropSamples) -> None:
+def _check_fits(strong: Crops, weak: Crops) -> None:
     skeletons.check_same(strong.ann.skeleton, weak.ann.skeleton, "mixed samples")
     if strong.spec != weak.spec:
         raise DataError(f"mixed samples: images are made as {strong.spec} and as {weak.spec}, expected one image spec for all sets")
+    found = [f"clips of {data.length} frames" if isinstance(data, ClipSamples) else "single frames" for data in (strong, weak)]
+    if found[0] != found[1]:
+        raise DataError(f"mixed samples: {found[0]} and {found[1]}, expected one length for all sets; pictures are clips too, with a mask")
     known = int((weak.ann.pose >= 0).sum())
     if known:
         raise DataError(

@@ -52,7 +52,7 @@ class Keyed(Dataset):
         return np.random.default_rng((self.seed, key.epoch, key.index))
 
 
-class _Crops(Keyed):
+class PersonCrops(Keyed):
     """What samplings of person crops share."""
 
     def __init__(
@@ -171,24 +171,9 @@ class _Crops(Keyed):
         X_world = np.where(valid[..., None], self.X_world[poses, joints], 0).astype(np.float64)
         return torch.from_numpy(X_world), torch.from_numpy(valid)
 
-
-class CropSamples(_Crops):
-    """One person crop per observation, with 2D and 3D labels in the frame of the patch.
-
-    A batch of B holds: id (B,) row of `ann`; image (B,3,H,W) uint8 RGB; patch_from_img (B,2,3); x_patch (B,J,3): px,
-    px and depth px relative to the root (z mm * depth_scale); valid (B,J) 0/1 for x and y; valid_depth (B,J) 0/1 for
-    depth; has_depth (B,) 0/1; depth_scale (B,) px per mm, such that depth is isotropic with x and y where `depth_mm` is
-    None; flipped (B,). Of the mirrored patch are image, patch_from_img, x_patch, valid and valid_depth. The rest is
-    never mirrored: camera (B,), root_cam (B,3) mm, X_cam (B,J,3) mm, X_valid (B,J), x_img (B,J,2) px, conf (B,J).
-    """
-
-    def __len__(self) -> int:
-        return len(self.ann)
-
-    def __getitems__(self, keys: Sequence[Key | int]) -> dict:
-        keys = self._keys(keys)
-        rows = np.array([key.index for key in keys])
-        crop = self._crop(rows, [self._draw(self._rng(key)) for key in keys])
+    def _labelled(self, rows: np.ndarray, params: Sequence[Params]) -> dict:
+        """R crops with their labels, as CropSamples gives them; `id` is the row."""
+        crop = self._crop(rows, params)
         x_img, conf = self._labels_2d(rows)
         poses = np.where(self.ann.camera[rows] >= 0, self.ann.pose[rows], -1)  # depth needs a camera
         X_world, X_valid = self._labels_3d(poses)
@@ -223,7 +208,26 @@ class CropSamples(_Crops):
         )
 
 
-class ViewSamples(_Crops):
+class CropSamples(PersonCrops):
+    """One person crop per observation, with 2D and 3D labels in the frame of the patch.
+
+    A batch of B holds: id (B,) row of `ann`; image (B,3,H,W) uint8 RGB; patch_from_img (B,2,3); x_patch (B,J,3): px,
+    px and depth px relative to the root (z mm * depth_scale); valid (B,J) 0/1 for x and y; valid_depth (B,J) 0/1 for
+    depth; has_depth (B,) 0/1; depth_scale (B,) px per mm, such that depth is isotropic with x and y where `depth_mm` is
+    None; flipped (B,). Of the mirrored patch are image, patch_from_img, x_patch, valid and valid_depth. The rest is
+    never mirrored: camera (B,), root_cam (B,3) mm, X_cam (B,J,3) mm, X_valid (B,J), x_img (B,J,2) px, conf (B,J).
+    """
+
+    def __len__(self) -> int:
+        return len(self.ann)
+
+    def __getitems__(self, keys: Sequence[Key | int]) -> dict:
+        keys = self._keys(keys)
+        rows = np.array([key.index for key in keys])
+        return self._labelled(rows, [self._draw(self._rng(key)) for key in keys])
+
+
+class ViewSamples(PersonCrops):
     """One person at one instant, seen by V cameras, each view cropped (and augmented) on its own.
 
     A batch of B holds: id (B,) row of `ann` of the first view; row (B,V) rows of `ann`; pose (B,) row of `ann.X_world`

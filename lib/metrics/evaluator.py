@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib import correction
 from lib.errors import ConfigError, DataError, RunError
 from lib.metrics import pose
 from lib.metrics.keypoints import pckh, pckh_table
@@ -121,7 +122,7 @@ class PoseEvaluator(RowEvaluator):
         ConfigError: unknown joint set or variant, the skeleton lacks a joint of the set, or the clusters are of another one.
     """
 
-    further: tuple[str, ...] = ()  # columns that a subclass keeps for itself
+    further: tuple[str, ...] = ("decision",)  # columns of predictions that are kept beside the poses, where they are there
     tabled: tuple[str, ...] = ()  # metrics of a subclass that the table by action has, too
 
     def __init__(
@@ -159,7 +160,8 @@ class PoseEvaluator(RowEvaluator):
                 )
 
     def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
-        """Add a batch: pred X_cam (B,J,3) mm (and valid (B,J) if some joints are undefined); batch X_cam, X_valid, id.
+        """Add a batch: pred X_cam (B,J,3) mm (and valid (B,J) if some joints are undefined, and decision (B,), how corrections ended,
+        see lib.correction.DECISIONS); batch X_cam, X_valid, id.
 
         Raises:
             DataError: the number of joints is not the skeleton's.
@@ -172,6 +174,11 @@ class PoseEvaluator(RowEvaluator):
             valid = valid & defined
             X = X.masked_fill(~defined[..., None], 0.0)
         self._add(batch["id"], X, gt=batch["X_cam"].float(), valid=valid)
+        self._keep(pred)
+
+    def _keep(self, pred: dict[str, Tensor]) -> None:
+        """Further columns beside the rows that were added last."""
+        self._rows[-1] |= {name: pred[name].detach().cpu().float() for name in self.further if name in pred}
 
     def compute(self) -> Report:
         """All numbers over all rows; means over poses, in mm and percent."""
@@ -193,7 +200,8 @@ class PoseEvaluator(RowEvaluator):
                 "pa_mpjpe_mm": self._per_joint(tables["joint_pa_mm"]),
             },
             per_action=per_action,
-            counts={"poses": count, "poses_without_value": int((~np.isfinite(arrays["mpjpe_mm"])).sum())},
+            counts={"poses": count, "poses_without_value": int((~np.isfinite(arrays["mpjpe_mm"])).sum())}
+            | (correction.counts(rows["decision"].long()) if "decision" in rows else {}),
             protocol=self._protocol(),
         )
 

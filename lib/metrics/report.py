@@ -15,6 +15,9 @@ MOST_COLUMNS = 20  # of actions, in a table that has them side by side
 PROTOCOLS = {"mpjpe_mm": "Protocol 1", "pa_mpjpe_mm": "Protocol 2", "n_mpjpe_mm": "Protocol 3"}
 # What lifting papers print beside them: Protocol 1 without centring the prediction, and the error of the velocity.
 TABLED = PROTOCOLS | {"mpjpe_unrooted_mm": "unrooted", "n_mpjpe_unrooted_mm": "unrooted", "mpjve_mm": "velocity"}
+# What 3D human pose machines have before the result: the lifted pose, and what the regression makes of it.
+STAGED = {"coarse": "coarse", "regressed": "regressed"}
+TABLED |= {f"{stage}_{metric}": name for stage, name in STAGED.items() for metric in ("mpjpe_mm", "pa_mpjpe_mm")}
 # The columns of MPII's table by their metrics, in percent; the last one is what EpipolarPose's release calls Mean@0.1.
 PCKH_COLUMNS = {
     "pckh_head_percent": "Head", "pckh_shoulder_percent": "Shoulder", "pckh_elbow_percent": "Elbow", "pckh_wrist_percent": "Wrist",
@@ -27,7 +30,7 @@ PEOPLE_COLUMNS = {
     "ap25_percent": "AP25", "ap50_percent": "AP50", "ap75_percent": "AP75", "ap100_percent": "AP100", "ap125_percent": "AP125",
     "ap150_percent": "AP150", "map_percent": "mAP", "recall500_percent": "Recall@500", "mpjpe_mm": "MPJPE",
 }  # fmt: skip
-PCP_ACTOR = "pcp_actor"
+PCP, PCP_ACTOR = "pcp_", "pcp_actor"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Report:
         others = {name: {"value": value} for name, value in self.metrics.items() if name not in shown and not name.startswith(PCP_ACTOR)}
         parts = [self.pckh_table(), self.people_table(), _rows(others, header=False) if others else "", self.action_table()]
         if self.per_joint:
-            parts.append(_tall(self.per_joint, "part" if any(name.startswith(PCP_ACTOR) for name in self.per_joint) else "joint"))
+            parts.append(tall(self.per_joint, "part" if any(name.startswith(PCP) for name in self.per_joint) else "joint"))
         if self.counts:
             parts.append(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.counts.items()))
         return "\n\n".join(part for part in parts if part)
@@ -92,7 +95,7 @@ class Report:
         names = {name for column in self.per_action.values() for name in column}
         actions = {name.rpartition("/")[2] for name in names}
         if not names or not set(self.per_action) <= set(TABLED) or len(actions) > MOST_COLUMNS:
-            return _tall(self.per_action, "action") if names else ""
+            return tall(self.per_action, "action") if names else ""
         subjects = sorted({name.rpartition("/")[0] for name in names})
         rows = {}
         for metric, column in self.per_action.items():
@@ -123,7 +126,8 @@ def _action_mean(metric: str) -> str:
     return f"{stem}_action_mean_{unit}"
 
 
-def _tall(columns: dict[str, dict[str, float]], title: str) -> str:
+def tall(columns: dict[str, dict[str, float]], title: str) -> str:
+    """Aligned text, a row per label and a column per metric.   columns: metric -> label -> value"""
     labels = list(dict.fromkeys(label for column in columns.values() for label in column))
     return _rows({label: {name: column.get(label) for name, column in columns.items()} for label in labels}, title=title)
 

@@ -27,6 +27,8 @@ class SequenceEvaluator(PoseEvaluator):
     - trajectory_m: mean distance of the predicted root joint from the true one, in metres, where a network predicts it; and
       reprojection_screen: of the pose's image there from the keypoints, in half widths of the image. It needs no 3D truth.
 
+    Predictions may also hold root (B,3) mm, the predicted place of the root joint, and reprojection (B,).
+
     Every number is a mean over frames; `*_action_mean_mm` is the mean of the actions' means, which papers print.
 
     Args:
@@ -34,7 +36,7 @@ class SequenceEvaluator(PoseEvaluator):
         groups: (S,) names under which the tables list the tracks: an action, or "subject/action".
     """
 
-    further = ("root", "reprojection")
+    further = (*PoseEvaluator.further, "root", "reprojection")
 
     def __init__(
         self,
@@ -50,11 +52,6 @@ class SequenceEvaluator(PoseEvaluator):
             skeleton, actions=np.repeat(np.asarray(groups, dtype=str), np.diff(start)), joints=joints, variants=variants, protocol=protocol
         )
         self.start = torch.from_numpy(start.astype(np.int64))
-
-    def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
-        """As PoseEvaluator; pred may hold root (B,3) mm, the predicted place of the root joint, and reprojection (B,)."""
-        super().update(pred, batch)
-        self._rows[-1] |= {name: pred[name].detach().cpu().float() for name in self.further if name in pred}
 
     def compute(self) -> Report:
         """All numbers over all rows."""

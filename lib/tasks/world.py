@@ -48,6 +48,11 @@ LAYOUTS: dict[str, tuple[Native, ...]] = {
     ),
     "h36m_raw": (Native("train", "train", ("S1",)), Native("valid", "valid", ("S9",))),
     "h36m_challenge": (Native("train", "train", ("Train/POSE",)), Native("valid", "valid", ("Val/POSE",))),
+    "machine_lists": (
+        Native("train", "train", ("16skel_train_2d3d_clip.txt",)),
+        Native("test", "valid", ("16skel_test_2d3d_clip.txt",)),
+        Native("mpii", "pretrain", ("train_h36m.txt",)),
+    ),
     "mpii": (
         Native("train", "pretrain", ("annot/train.json",)),
         Native("valid", "pretrain", ("annot/valid.json",), "valid", OTHER_PEOPLE),

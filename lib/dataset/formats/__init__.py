@@ -7,6 +7,7 @@ FORMATS = {
     "h36m": "lib.dataset.formats.h36m",
     "h36m_raw": "lib.dataset.formats.h36m_raw",
     "h36m_challenge": "lib.dataset.formats.h36m_challenge",
+    "machine_lists": "lib.dataset.formats.machine_lists",
     "mpii": "lib.dataset.formats.mpii",
     "coco": "lib.dataset.formats.coco",
     "mpi_inf_3dhp": "lib.dataset.formats.mpi_inf_3dhp",

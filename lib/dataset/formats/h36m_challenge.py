@@ -56,7 +56,7 @@ def read(root: str | Path, split: str, keypoints: str = "") -> Annotations:
     cameras = Cameras.make(np.zeros((0, 3, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3)), np.zeros((0, 5)), np.zeros((0, 2)))
     if posed:
         side = np.where((size > 0).all(1, keepdims=True), size, SIDE_PX)
-        scale, shift = _in_the_middle(X, side)
+        scale, shift = in_the_middle(X, side)
         if keypoints:
             scale, shift, found = _laid_over(root / keypoints, X, n, scale, shift)
             conf[found] = 1
@@ -66,7 +66,7 @@ def read(root: str | Path, split: str, keypoints: str = "") -> Annotations:
         low, high = x_img.min(1), x_img.max(1)
         half = MARGIN / 2 * (high - low).max(1, keepdims=True)
         box = np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half], 1)
-        cameras = _far_cameras(scale, shift, FAR * side.max(1), size)
+        cameras = far_cameras(scale, shift, FAR * side.max(1), size)
     row = np.arange(n, dtype=np.int32)
     return Annotations(
         skeleton=SKELETON,
@@ -116,7 +116,7 @@ def _pose(path: Path) -> np.ndarray:
     return pose
 
 
-def _in_the_middle(X: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def in_the_middle(X: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale (N,) px per mm and place of the root (N,), complex, that put poses (N,17,3) into the middle of images (N,2)."""
     low, high = X[..., :2].min(1), X[..., :2].max(1)
     scale = size.min(1) / (MARGIN * np.maximum((high - low).max(1), 1.0))
@@ -147,7 +147,7 @@ def _laid_over(
     return np.where(found, fitted, scale), np.where(found, q0 - fitted * p0, shift), found
 
 
-def _far_cameras(scale: np.ndarray, shift: np.ndarray, focal: np.ndarray, size: np.ndarray) -> Cameras:
+def far_cameras(scale: np.ndarray, shift: np.ndarray, focal: np.ndarray, size: np.ndarray) -> Cameras:
     """Cameras (N,) of focal length (N,) px that see the root at `shift` and a mm there as |scale| px."""
     n, turn = len(scale), scale / np.abs(scale)
     K, R, t = np.zeros((n, 3, 3)), np.zeros((n, 3, 3)), np.zeros((n, 3))
