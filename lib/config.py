@@ -35,8 +35,9 @@ def each(holds: Callable[[Any], bool], words: str, length: int | None = None) ->
 
 
 POSITIVE = Check(lambda v: v > 0, "more than 0")
+MACHINE_PARTS = ("trunk", "head2d", "lifter", "regressor", "projector")
 FRACTION = Check(lambda v: 0 <= v <= 1, "between 0 and 1")
-CROP_SIZE = each(lambda e: e > 0 and e % 32 == 0, "[width, height], both positive multiples of 32", 2)
+CROP_SIZE = each(lambda e: e > 0 and e % 16 == 0, "[width, height], both positive multiples of 16", 2)
 PICTURE_SIZE = each(lambda e: e > 0, "[width, height], both positive", 2)
 WIDTHS = each(lambda e: e > 0, "positive whole numbers")
 FROM_TO = Check(lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two positive numbers, the smaller one first")
@@ -52,10 +53,11 @@ TREE = Group("", {
     "TASK": Key("integral", "What is trained and how it is judged: a network on annotated joints (integral), or on "
                 "joints that are triangulated from a frozen 2D network in several views (epipolar), a small "
                 "network that cleans the 3D poses of another one (refine), a network that lifts 2D keypoints over time "
-                "(temporal), a network on crops with and without 3D labels (fusion), or networks that find several people in the space "
+                "(temporal), a network on crops with and without 3D labels (fusion), one on clips of pictures whose poses are corrected by "
+                "what is seen (machine), or networks that find several people in the space "
                 "before several cameras, from 3D labels (voxelpose) or without any (selfpose3d), or from 2D detections and scenes that are "
                 "made up (scenes).",
-                choices=("integral", "epipolar", "refine", "temporal", "fusion", "voxelpose", "selfpose3d", "scenes")),
+                choices=("integral", "epipolar", "refine", "temporal", "fusion", "machine", "voxelpose", "selfpose3d", "scenes")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
     "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
@@ -100,7 +102,7 @@ TREE = Group("", {
     "MODEL": Group("The network, and the weights it starts from.", {
         "NAME": Key("pose3d_resnet", "Name of the network, an entry of lib.models.MODELS."),
         "NUM_JOINTS": Key(17, "Joints that the network predicts; must fit the skeleton of the data.", at_least(1)),
-        "IMAGE_SIZE": Key([256, 256], "Width and height of the crop, in pixels.", CROP_SIZE),
+        "IMAGE_SIZE": Key([256, 256], "Width and height of the crop, in pixels; for a ResNet of four stages multiples of 32.", CROP_SIZE),
         "DEPTH_RES": Key(64, "Depth bins of the volume or of the depth vector.", at_least(1)),
         "HEAD": Key("auto", "Output per joint: a volume, a heatmap, or a heatmap and a depth vector; "
                     "auto = volume if VOLUME, else heatmap_depth.",
@@ -166,6 +168,9 @@ TREE = Group("", {
     "TEST": Group("Evaluation.", {
         "BATCH_SIZE": Key(32, "Samples per batch and process.", at_least(1)),
         "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image."),
+        "CORRECTION": Key("off", "Correct 3D poses by the 2D pose that is seen, as the CORRECTION section says: through a projection that "
+                          "was learned (TASK machine), or through the camera (TASK temporal and integral).",
+                          choices=("off", "projector", "camera"), alias={False: "off"}),
         "SUBJECTS": Key([], "Names of the subjects that are evaluated; empty = all of TEST_SET.", of=str),
         "PROTOCOL": Key("", "Free name of the protocol, printed and stored with the results."),
         "BY_SUBJECT": Key(False, "Tables of lifting by subject and action, instead of by action alone."),
@@ -337,6 +342,72 @@ TREE = Group("", {
                            "(4000 as published).", at_least(0)),
         "RULE": Key("names", "What the network's joints mean: what they are called, or as published, where MPII's upper neck is the "
                     "thorax, labels are cut off to whole cells and missing joints count as visible.", choices=("names", "published")),
+    }),
+    "MACHINE": Group("Clips of pictures to poses, which are corrected by their own projection (Wang et al., TPAMI 2019).", {
+        "STAGE": Key("joint", "What is trained: the 2D pose of each picture (2d), the network over time that lifts it (lift), the "
+                     "regression and the projection behind that (projector), or everything (joint).",
+                     choices=("2d", "lift", "projector", "joint")),
+        "FROZEN": Key([], "Parts that stay as they are although the stage would train them.",
+                      each(lambda e: e in MACHINE_PARTS, f"of {', '.join(MACHINE_PARTS)}"), of=str),
+        "CLIP": Key(5, "Frames of a clip.", at_least(1)),
+        "STRIDE": Key(1, "Frames of the table from one frame of a clip to the next.", at_least(1)),
+        "TRUNK": Key("cpm", "What sees the pictures: the published convolutional pose machine, or the ResNet of MODEL.EXTRA.",
+                     choices=("cpm", "resnet")),
+        "CHANNELS": Key(128, "Channels of its features.", at_least(1)),
+        "HIDDEN": Key(1024, "Width of all layers behind it.", at_least(1)),
+        "TEMPORAL": Key("stack", "Direction of the second LSTM layer: backwards over the whole clip, as published (stack), or like the "
+                        "first one, so that a pose needs no later frame (causal).", choices=("stack", "causal")),
+        "FLAGS": Key("exact", "How the layer that runs backwards is reset; published = where the release does it, which lets neighbouring "
+                     "clips see each other.", choices=("exact", "published")),
+        "NUM_STAGES": Key(1, "Recurrent stages, each of which refines the pose of the one before.", at_least(1)),
+        "HEAD2D": Key("fc", "What tells the 2D pose that corrections go by: two layers on the features, stages of heatmaps, a network over "
+                      "time, or nothing.", choices=("none", "fc", "maps", "lstm")),
+        "MAP_STAGES": Key(2, "Stages of those heatmaps.", at_least(1)),
+        "NORM": Key("none", "In the projector: nothing, as the release trains it; batch norm, as the paper says; or the untrained one "
+                    "that the release's correction has (inert).", choices=("none", "batch", "inert")),
+        "JOINT_MASK": Key({}, "Joint -> probability that it is left out of what the regression takes in training."),
+        "MASK_TO": Key("root", "Where a joint that is left out goes; zero = the end of its range, as published.", choices=("root", "zero")),
+        "START": Key("he", "New weights: of He et al. (ICCV 2015), or all with a deviation of 0.01, as published.",
+                     choices=("he", "published")),
+        "RANGES": Key("fit", "Ranges that poses are shares of: those of the training poses, found in stage lift, or the release's table.",
+                      choices=("fit", "published")),
+        "RETARGET": Key(False, "Give all poses the mean limbs of the training set, as the published truth has them."),
+        "PROTOCOL": Key("", "Selection of Human3.6M that the paper trains and judges on; empty = all.",
+                        choices=("", "machine1", "machine2", "machine3")),
+        "FRAMES": Key(0, "Every how many frames of a sequence that selection takes; 0 = as the paper.", at_least(0)),
+        "STILLS": Key({}, "Sets of single pictures with 2D labels beside DATASET.TRAIN_SET, as FUSION.WEAK."),
+        "RATIO_CLIPS": Key(1.0, "Clips for each of those pictures.", at_least(0)),
+        "SELF": Key(False, "Let the projection learn from the 2D pose that is seen rather than from labels."),
+        "WEIGHT_2D": Key(1.0, "Weight of the projection.", at_least(0)),
+        "WEIGHT_BONES": Key(1.0, "Weight of the bones of 3D poses.", at_least(0)),
+        "WEIGHT_BONES2D": Key(0.0, "Weight of the bones of the projection.", at_least(0)),
+        "LR_BIAS": Key(2.0, "Factor on TRAIN.LR for biases.", POSITIVE),
+        "LR_LAST": Key(10.0, "Factor on TRAIN.LR for the layer that gives the lifted pose, in stage lift.", POSITIVE),
+    }),
+    "CORRECTION": Group("Correction of 3D poses at test time by the 2D pose that is seen; TEST.CORRECTION turns it on.", {
+        "EVIDENCE": Key("network", "The 2D pose that is gone by: what the network sees, or the 2D labels of the data.",
+                        choices=("network", "labels")),
+        "RULE": Key("paper", "When it ends: as the paper says, by CORRECTION.EPS_MM and TAU_MM, or after the release's one update.",
+                    choices=("paper", "published")),
+        "STEPS": Key(2, "Most updates of a pose.", at_least(1)),
+        "LR": Key(1.5e-4, "Step of Adam.", POSITIVE),
+        "PARAMS": Key("CP", "What is moved, of copies for each pose: the regression (C), it and the projection (CP), or the pose itself.",
+                      choices=("C", "CP", "pose")),
+        "BONES": Key("auto", "Whether bones count beside joints; auto = as the rule has it.", choices=("auto", "on", "off"),
+                     alias={True: "on", False: "off"}),
+        "EPS_MM": Key(5.0, "A pose whose hips and shoulders move less in an update is finished.", at_least(0)),
+        "TAU_MM": Key(20.0, "A pose whose hips and shoulders move more in all is taken back; 0 = never.", at_least(0)),
+        "CARRY": Key(False, "Keep the optimizer from one pose to the next, as the release does by accident."),
+        "CAMERA": Group("Through the camera: standard deviations of what must agree.", {
+            "STEPS": Key(6, "Most steps of a pose.", at_least(1)),
+            "EPS_MM": Key(1.0, "As CORRECTION.EPS_MM.", at_least(0)),
+            "TAU_MM": Key(100.0, "As CORRECTION.TAU_MM.", at_least(0)),
+            "NOISE": Key(0.01, "Of keypoints, in focal lengths: 0.01 is 10 px where the focal length is 1000 px.", POSITIVE),
+            "PRIOR_MM": Key([30.0, 60.0], "Of lifted joints, across the line of sight and along it.",
+                            each(lambda e: e > 0, "two positive numbers", 2), of=float),
+            "BONE_MM": Key(10.0, "Of the lengths of bones; 0 = they are free.", at_least(0)),
+            "ROOT_MM": Key(200.0, "Of the root's place, where the network tells one; 0 = it stays.", at_least(0)),
+        }),
     }),
     "SYNTH": Group("The embedded world that is generated into DATASET.ROOT when that folder is missing.", {
         "PRETRAIN": Key(4000, "Instants of the 2D pretraining split.", at_least(0)),

@@ -139,7 +139,7 @@ FILES = [  # text of c.yaml, and what the message is
     ("TRAIN:\n  LR_STEP: 90", "c.yaml:2: TRAIN.LR_STEP: expected a list such as [90], got the number 90"),
     ("TRAIN:\n  LR_STEP: [90, 1.5]", "expected a list of whole numbers, got the number 1.5 in it"),
     ("TRAIN:\n  LR_STEP: [90, 30]", "TRAIN.LR_STEP: expected increasing epochs, the first after 0, got [90, 30]"),
-    ("MODEL:\n  IMAGE_SIZE: [250, 256]", "MODEL.IMAGE_SIZE: expected [width, height], both positive multiples of 32, "
+    ("MODEL:\n  IMAGE_SIZE: [250, 256]", "MODEL.IMAGE_SIZE: expected [width, height], both positive multiples of 16, "
      "got [250, 256]"),
     ("MODEL:\n  IMAGE_SIZE: [256]", "MODEL.IMAGE_SIZE: expected [width, height]"),
     ("MODEL:\n  NUM_JOINTS: 0", "MODEL.NUM_JOINTS: expected at least 1, got 0"),
@@ -194,7 +194,7 @@ ARGUMENTS = [
     (["TRAIN.LR_STEP", "90,110"], "command line: TRAIN.LR_STEP 90,110: expected a list such as [90, 110]"),
     (["TRAIN.LR=fast"], "command line: TRAIN.LR fast: expected a number"),
     (["TRAIN.LR", "[1"], "command line: TRAIN.LR [1: expected a number"),
-    (["LR", "0.1"], "command line: LR is not a key; did you mean TRAIN.LR?"),
+    (["LR", "0.1"], "command line: LR is not a key; did you mean TRAIN.LR or CORRECTION.LR?"),
     (["TRIAN.BATCH_SIZE", "1"], "command line: TRIAN.BATCH_SIZE is not a key; did you mean TRAIN.BATCH_SIZE?"),
     (["DATASET.OPTION.x", "1"], "command line: DATASET.OPTION.x is not a key; did you mean DATASET.OPTIONS?"),
     (["--lr=0.1"], "command line: --lr is not a key"),

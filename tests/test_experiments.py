@@ -20,6 +20,7 @@ YAMLS = sorted(p for p in (ROOT / "experiments" / "synthetic").rglob("*.yaml") i
 NATIVE = [p for p in YAMLS if p.parent.name in ("h36m", "mpii", "threedpw")]  # in the layouts of real data sets
 PEOPLE = [p for p in YAMLS if p.stem.startswith(("voxelpose", "selfpose3d"))]  # whole frames of several people
 LIFTING = [p for p in YAMLS if p.stem.startswith(("temporal", "mocap"))]  # from keypoints, without images
+MACHINE = sorted(p for p in (ROOT / "experiments" / "machine").glob("*.yaml") if p.stem != "base")  # clips
 CROPS = [p for p in YAMLS if p not in NATIVE + LIFTING + PEOPLE]
 FUSION = sorted(p for name in ("fusion", "threedpw") for p in (ROOT / "experiments" / name).glob("*.yaml"))
 PANOPTIC = sorted(p for p in (ROOT / "experiments" / "panoptic").glob("*.yaml") if p.stem != "base")
@@ -57,7 +58,7 @@ def pairs(tmp_path_factory):
 def test_each_experiment_makes_a_step_and_is_judged(small, pairs, tmp_path, path):
     settings, weights = small
     cfg = load(path)
-    changes = settings | {"OUTPUT_DIR": str(tmp_path)}
+    changes = settings | {"OUTPUT_DIR": str(tmp_path), "MODEL.RESUME": ""}
     if cfg.MODEL.PRETRAINED:
         changes["MODEL.PRETRAINED"] = str(weights)
     if cfg.TASK == "refine":  # its pairs come from a network with depth
@@ -124,6 +125,20 @@ def test_each_experiment_of_fusion_makes_a_step_on_native_layouts(native, tmp_pa
     commands.train(cfg)
     results = json.loads((run_dir.run_path(cfg) / "results.json").read_text())
     assert results["step"] == 1 and ("mpjpe_mm" in results["metrics"]) == (path.stem != "mpii")
+
+
+@pytest.mark.parametrize("path", MACHINE, ids=lambda p: p.stem)
+def test_each_experiment_of_pose_machines_makes_a_step_on_native_layouts(native, tmp_path, path):
+    settings, _ = native
+    cfg = load(path)
+    small = {"MACHINE.TRUNK": "resnet", "MACHINE.CHANNELS": 8, "MACHINE.HIDDEN": 16, "MODEL.EXTRA.NUM_STAGES": 3}
+    changes = settings[cfg.DATASET.DATASET] | small | {"SYNTH.NATIVE": True, "MODEL.RESUME": "", "MODEL.PRETRAINED": ""}
+    changes |= {"OUTPUT_DIR": str(tmp_path), "TRAIN.MAX_STEPS": 1, "MACHINE.FRAMES": 1, "DATASET.OPTIONS": {}}
+    if cfg.MACHINE.STILLS:
+        changes["MACHINE.STILLS"] = {"mpii": {"ROOT": settings["mpii"]["DATASET.ROOT"], "SPLIT": "train"}}
+    commands.train(cfg.with_values(changes))
+    results = json.loads((run_dir.run_path(cfg.with_values(changes)) / "results.json").read_text())
+    assert results["step"] == 1 and ("mpjpe_mm" in results["metrics"]) == (path.stem != "2d")
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_who_is_out_of_a_view_has_no_crop_of_it(ann, tmp_path, monkeypatch):
     task = task_of(tmp_path)
     for samples in (task.train_data()["train"], task.eval_data()["valid"]):
         kept = np.delete(np.arange(len(ann)), [3, 5])
-        assert np.array_equal(samples.ann.box, ann.box[kept]) and np.array_equal(samples.ann.image, ann.image[kept])
+        assert np.array_equal(samples.ann.frame, ann.frame[kept]) and np.array_equal(samples.ann.image, ann.image[kept])
 
 
 def test_prediction_inverts_the_labels(ann, tmp_path, monkeypatch):
@@ -96,6 +96,22 @@ def test_prediction_inverts_the_labels(ann, tmp_path, monkeypatch):
     pred = task.predict(batch)
     torch.testing.assert_close(pred["X_cam"], batch["X_cam"], atol=0.2, rtol=0)  # float32 pixels at 3 m
     torch.testing.assert_close(pred["x_img"], batch["x_img"], atol=1e-2, rtol=0)
+
+
+def test_a_correction_brings_poses_to_the_joints_of_the_data(ann, tmp_path, monkeypatch):
+    """A network that answers with the labels and an error; the joints of the data have none."""
+    options = {"TEST.CORRECTION": "camera", "CORRECTION.EVIDENCE": "labels", "CORRECTION.CAMERA.NOISE": 0.002}
+    task = task_of(tmp_path, **options)
+    batch = task.eval_data()["valid"].__getitems__(range(8))
+    error = 3 * torch.randn(batch["x_patch"].shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(task, "predict_patch", lambda image: (batch["x_patch"] + error, torch.ones(len(image), 17)))
+    pred = task.predict(batch)
+    off = [(pred["x_img"] - batch["x_img"]), (batch["camera"].project_cam(pred["X_cam"].double()) - batch["x_img"])]
+    seen = batch["conf"] > 0
+    before, after = (value.norm(dim=-1)[seen].mean() for value in off)
+    assert after < 0.3 * before and (pred["updates"] > 0).all()
+    with pytest.raises(ConfigError, match="CORRECTION.EVIDENCE"):
+        task_of(tmp_path, **{"TEST.CORRECTION": "camera"})
 
 
 def test_flip_test_undoes_the_mirror_of_the_crop(ann, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lib import config
+from lib.correction import DECISIONS
 from lib.dataset.chunks import TrackSamples
 from lib.dataset.loader import Key
 from lib.engine import Trainer, commands, optim, run_dir, start
@@ -21,7 +22,7 @@ from lib.loss.lifting import bone_length_loss, position_loss, trajectory_loss
 from lib.tasks import build
 from lib.tasks.base import Step
 from lib.tasks.restore import restore
-from lib.tasks.temporal import TemporalTask
+from lib.tasks.temporal import Lift, TemporalTask
 from tests.conftest import ROOT, he, recorded_state
 
 GOLDEN = ROOT / "tests" / "golden" / "videopose3d"
@@ -358,3 +359,36 @@ def test_keypoints_of_another_layout_are_refused(root):
         task.train_data()
     with pytest.raises(DataError, match="no subjects"):
         build(configure(root, DATASET__SUBJECTS=["S2"])).train_data()
+
+
+# ------------------------------------------------------------------------------------------ correction
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_correction_pulls_wrong_poses_towards_the_keypoints(root, causal, monkeypatch):
+    """Poses that were lifted wrongly come nearer to the truth by exact keypoints, and right ones stay."""
+    values = {"TEMPORAL__CAUSAL": causal, "TEST__CORRECTION": "camera", "CORRECTION__CAMERA__NOISE": 0.002}
+    values["CORRECTION__CAMERA__BONE_MM"] = 0.0  # these poses are drawn joint by joint
+    task = build(configure(root, **values)).eval()
+    data = task.eval_data()["valid"]
+    batch = data.__getitems__([0, 1])
+    frames, X = batch["frames"], batch["X_cam"]
+    exact = X - X[:, task.root, None]
+    for error in (0.0, 40.0):
+        lifted = torch.zeros(*frames.shape, *exact.shape[1:])
+        offset = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)) * error
+        offset[:, task.root] = 0
+        lifted[frames] = exact + offset
+        monkeypatch.setattr(task, "lift_padded", lambda x, lifted=lifted: Lift(lifted, None))
+        with torch.no_grad():
+            pred = task.predict(batch)
+        before, after = (value.norm(dim=-1).mean().item() for value in (offset, pred["X_root"] - exact))
+        assert after < 0.95 * before if error else after < 1
+    report = task.evaluator(data)
+    report.update(pred, batch)
+    assert sum(report.compute().counts[name] for name in DECISIONS) == len(exact)
+
+
+def test_a_correction_that_a_task_does_not_have_is_refused(root):
+    with pytest.raises(ConfigError, match="TEST.CORRECTION: is projector"):
+        build(configure(root, TEST__CORRECTION="projector"))

@@ -92,10 +92,11 @@ def evaluate_set(trainer, name: str, dataset: Dataset, limit: int | None, figure
             batch = to_device(batch, trainer.device)
             with trainer.autocast():
                 pred = task.predict(batch)
-            evaluator.update(pred, batch)
-            kept.append(predicted_arrays(pred, batch))
             if index == 0 and world.is_main and figures:
                 pictures = task.figures(batch, pred, figures)
+            pred, batch = task.rows(pred, batch)
+            evaluator.update(pred, batch)
+            kept.append(predicted_arrays(pred, batch))
             bar.update()
             if index + 1 == limit:
                 break

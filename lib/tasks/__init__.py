@@ -12,6 +12,7 @@ TASKS = {
     "voxelpose": "lib.tasks.voxelpose:VoxelPoseTask",
     "selfpose3d": "lib.tasks.selfpose3d:SelfPose3dTask",
     "fusion": "lib.tasks.fusion:FusionTask",
+    "machine": "lib.tasks.machine:MachineTask",
     "scenes": "lib.tasks.scenes:ScenesTask",
 }
 
@@ -22,8 +23,11 @@ def build(cfg: Config) -> Task:
     """The task that `cfg.TASK` names, on the CPU, with freshly initialised or pretrained weights; reads no data.
 
     Raises:
-        ConfigError: an unknown task, or a key set in a section that the task does not read.
+        ConfigError: an unknown task, a key set in a section that the task does not read, or a correction that it does not have.
     """
     task_class = resolve(TASKS, cfg.TASK, key="TASK")
     cfg.check_sections(task_class.sections, cfg.TASK)
+    if cfg.TEST.CORRECTION not in task_class.corrections:
+        found = f"is {cfg.TEST.CORRECTION}, which TASK {cfg.TASK} does not have; expected {' or '.join(task_class.corrections)}"
+        raise cfg.error("TEST.CORRECTION", found)
     return task_class(cfg)

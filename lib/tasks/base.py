@@ -28,6 +28,7 @@ class Task(nn.Module):
 
     sections: tuple[str, ...] = ()  # configuration sections it reads; a key set in any other one is an error
     key_metric: tuple[str, str] = ("mpjpe_mm", "min")  # what "best" means: a name of the report, and "min" or "max"
+    corrections: tuple[str, ...] = ("off",)  # what TEST.CORRECTION may be
     model: nn.Module  # what a released checkpoint contains
     image_spec: ImageSpec | None = None  # stored with the weights
     skeleton: str = ""  # joints of the model's output, stored with the weights
@@ -63,6 +64,10 @@ class Task(nn.Module):
     def evaluator(self, dataset: Dataset) -> Any:
         """A fresh evaluator (lib/metrics/evaluator.py) for one evaluation set."""
         raise NotImplementedError
+
+    def rows(self, pred: dict[str, Tensor], batch: dict) -> tuple[dict[str, Tensor], dict]:
+        """Predictions and batch as the evaluator and predictions.npz take them, a row each; for samples that are several rows."""
+        return pred, batch
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int) -> dict[str, np.ndarray]:
         """Pictures (H, W, 3) uint8 RGB of at most `limit` samples, by name; shown in TensorBoard and under figures/."""

@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lib.config import Config
 from lib.dataset import formats, load
-from lib.dataset.annotations import Annotations, widened
+from lib.dataset.annotations import Annotations, widened, without_3d
 from lib.dataset.augment import Augment
 from lib.dataset.crop_cache import FOLDER, CropCache, open_cache
 from lib.dataset.image import ImageSpec
@@ -21,6 +21,7 @@ from lib.tasks.world import ensure, ensure_native
 log = logging.getLogger("parallax")
 
 MPII = "mpii16"
+WEAK_SET = {"ROOT": str, "SPLIT": str, "OPTIONS": Mapping, "BOX_SCALE": float | int}  # what a key of `weak_sets` says of a set
 
 
 def skeleton_name(cfg: Config) -> str:
@@ -43,6 +44,14 @@ def skeleton_name(cfg: Config) -> str:
     return name
 
 
+def check_halving(cfg: Config) -> None:
+    """ConfigError unless the ResNet of MODEL.EXTRA halves the crop without a rest, so that its maps lie on the crop."""
+    stages, size = cfg.MODEL.EXTRA.NUM_STAGES, cfg.MODEL.IMAGE_SIZE
+    step = 2 ** (stages + 1)
+    if any(side % step for side in size):
+        raise cfg.error("MODEL.IMAGE_SIZE", f"is {size}, but a ResNet of {stages} stages takes multiples of {step}; change one of the two")
+
+
 def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] = (), skeleton: str = "") -> Annotations:
     """One split of the configured dataset, every `step`-th frame of the named subjects (none named: of all), in the joints that the
     network learns or those of another skeleton.
@@ -59,6 +68,28 @@ def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] 
         ensure_native(cfg.DATASET.DATASET, root, **world)
     ann = load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton or skeleton_name(cfg))
     return ann.protocol(subjects, step, cfg.DATASET.VIEWS)
+
+
+def weak_sets(cfg: Config, key: str, skeleton: str) -> list[tuple[Annotations, Config]]:
+    """The sets of 2D labels that a key names: without any 3D label, each with the configuration that its crops follow.
+
+    Raises:
+        ConfigError: the key does not say where they are, or says more than that.
+    """
+    sets = []
+    for name, values in cfg.flat()[key].items():
+        if not isinstance(values, Mapping) or not {"ROOT", "SPLIT"} <= values.keys() <= WEAK_SET.keys():
+            raise cfg.error(key, f"{name}: found {values!r}; expected ROOT and SPLIT, and OPTIONS and BOX_SCALE if needed")
+        for part, value in values.items():
+            if not isinstance(value, WEAK_SET[part]):
+                raise cfg.error(key, f"{name}.{part}: found {value!r}, which is none")
+        own = {"OPTIONS": {}} | dict(values)
+        split = own.pop("SPLIT")
+        other = cfg.with_values(
+            {"DATASET.DATASET": name, "DATASET.SKELETON": skeleton, "DATASET.VIEWS": []} | {f"DATASET.{k}": v for k, v in own.items()}
+        )
+        sets.append((without_3d(annotations(other, split, cfg.DATASET.TRAIN_FRAME)), other))
+    return sets
 
 
 def augmentation(cfg: Config, rot_deg: float | None = None) -> Augment:

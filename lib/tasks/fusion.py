@@ -6,15 +6,13 @@ alone (MODEL.HEAD heatmap), 2D and 3D, and with the variance of bone lengths whe
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from lib.config import Config
-from lib.dataset.annotations import Annotations, strong_and_weak, without_3d
+from lib.dataset.annotations import Annotations, strong_and_weak
 from lib.dataset.formats import FORMATS
 from lib.dataset.image import HG3D, HG3D_HOURGLASS, ImageSpec
 from lib.dataset.mixed import MixedSamples
@@ -44,7 +42,6 @@ from lib.tasks.base import Step
 from lib.tasks.integral import IntegralTask, mirror
 
 H36M = "h36m17"
-WEAK_SET = {"ROOT": str, "SPLIT": str, "OPTIONS": Mapping, "BOX_SCALE": float | int}  # what FUSION.WEAK says of a set
 log = logging.getLogger("parallax")
 
 
@@ -56,6 +53,7 @@ class FusionTask(IntegralTask):
     """
 
     sections = (*IntegralTask.sections, "FUSION")
+    corrections = ("off",)
 
     def _network(self) -> nn.Module:
         cfg, extra, f = self.cfg, self.cfg.MODEL.EXTRA, self.cfg.FUSION
@@ -81,6 +79,7 @@ class FusionTask(IntegralTask):
         if self.hourglass:
             depth_modules = extra.DEPTH_MODULES if self.has_depth else None
             return build(joints, extra.NUM_STACKS, extra.NUM_MODULES, extra.NUM_FEATURES, depth_modules, self.image_spec.size)
+        data.check_halving(cfg)
         return build(
             joints,
             layers=extra.NUM_LAYERS,
@@ -113,7 +112,7 @@ class FusionTask(IntegralTask):
     def train_data(self) -> dict[str, Dataset]:
         cfg, f = self.cfg, self.cfg.FUSION
         ann = self._strong_set()
-        weak = [self._weak_set(name, values) for name, values in f.WEAK.items()]
+        weak = data.weak_sets(cfg, "FUSION.WEAK", self.skeleton)
         if f.SUBJECTS or f.VIEWS:
             ann, others = strong_and_weak(ann, f.SUBJECTS, f.VIEWS)
             weak = [(others, cfg)] * bool(len(others)) + weak
@@ -136,20 +135,6 @@ class FusionTask(IntegralTask):
         taken = mpii_from_h36m(torch.arange(ann.num_joints)[:, None])[:, 0].numpy()
         fields = {name: getattr(ann, name)[:, taken] for name in ("X_world", "X_valid", "x_img", "conf", "visible")}
         return dataclasses.replace(ann, skeleton=self.skeleton, **fields)
-
-    def _weak_set(self, name: str, values: Mapping) -> tuple[Annotations, Config]:
-        """A set of FUSION.WEAK without any 3D label, and the configuration that its crops follow."""
-        if not isinstance(values, Mapping) or not {"ROOT", "SPLIT"} <= values.keys() <= WEAK_SET.keys():
-            raise self.cfg.error("FUSION.WEAK", f"{name}: found {values!r}; expected ROOT and SPLIT, and OPTIONS and BOX_SCALE if needed")
-        for key, value in values.items():
-            if not isinstance(value, WEAK_SET[key]):
-                raise self.cfg.error("FUSION.WEAK", f"{name}.{key}: found {value!r}, which is none")
-        own = {"OPTIONS": {}} | dict(values)
-        split = own.pop("SPLIT")
-        other = self.cfg.with_values(
-            {"DATASET.DATASET": name, "DATASET.SKELETON": self.skeleton, "DATASET.VIEWS": []} | {f"DATASET.{k}": v for k, v in own.items()}
-        )
-        return without_3d(data.annotations(other, split, self.cfg.DATASET.TRAIN_FRAME)), other
 
     def _judged(self, **options) -> Annotations:
         """In the joints of the poses, if there are any; in 2D the network's own joints are judged."""

@@ -32,6 +32,7 @@ from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import data, structure
 from lib.tasks.base import Step, Task
+from lib.tasks.correction import through_camera, told
 from lib.weights.load import initialise
 
 HEATMAP_LOSS = "HeatmapMSELoss"
@@ -47,6 +48,7 @@ def head_name(cfg: Config) -> str:
 def build_model(cfg: Config, joints: int, name: str = "", head: str = "") -> nn.Module:
     """The network of the MODEL section with fresh weights; `name` and `head` in place of what the section says."""
     extra = cfg.MODEL.EXTRA
+    data.check_halving(cfg)
     return resolve(MODELS, name or cfg.MODEL.NAME, key="MODEL.NAME")(
         layers=extra.NUM_LAYERS,
         joints=joints,
@@ -105,11 +107,15 @@ class PoseReader:
 class IntegralTask(Task):
     """Supervised by joints in the crop; a sample without 3D supervises x and y alone."""
 
-    sections = ("DATASET", "MODEL", "LOSS", "TRAIN", "TEST", "DEBUG", "SYNTH")
+    sections = ("DATASET", "MODEL", "LOSS", "TRAIN", "TEST", "DEBUG", "SYNTH", "CORRECTION")
+    corrections = ("off", "camera")
 
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
+        if cfg.TEST.CORRECTION == "camera" and cfg.CORRECTION.EVIDENCE == "network":
+            found = "is network, whose own 2D joints agree with its poses already; set it to labels, in which detections may be, too"
+            raise cfg.error("CORRECTION.EVIDENCE", found)
         self.skeleton = data.skeleton_name(cfg)
         self.model = self._network()
         initialise(self.model, cfg, self.skeleton)
@@ -231,7 +237,17 @@ class IntegralTask(Task):
             if "camera" in batch and "root_cam" in batch:
                 depth = pred["z_mm"] + batch["root_cam"][:, None, 2]
                 pred["X_cam"] = batch["camera"].unproject_cam(pred["x_img"], depth).to(depth.dtype)
+                if self.cfg.TEST.CORRECTION == "camera":
+                    pred |= self._corrected(pred["X_cam"], batch)
         return pred
+
+    def _corrected(self, X_cam: Tensor, batch: dict) -> dict[str, Tensor]:
+        """The poses, moved until they agree with the 2D joints of the data, and how that went.   X_cam (B,J,3) mm"""
+        root = X_cam[:, get(self.skeleton).root_index]
+        found = through_camera(
+            self.cfg, X_cam - root[:, None], batch["x_img"], batch["camera"], batch["conf"], root, self.skeleton
+        )
+        return {"X_cam": found.X_cam, "updates": found.steps, "decision": found.decision}
 
     def predict_patch(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Joints in the patch and their confidence, mirrored image averaged in when TEST.FLIP_TEST.
@@ -270,7 +286,8 @@ class IntegralTask(Task):
 
     def _protocol(self) -> dict[str, str]:
         """What a report says about how poses came about, see `predict`."""
-        return {"root_depth": "of the ground truth", "intrinsics": "of the ground truth"}
+        protocol = {"root_depth": "of the ground truth", "intrinsics": "of the ground truth"}
+        return protocol | (told(self.cfg, "the 2D joints of the data") if self.cfg.TEST.CORRECTION == "camera" else {})
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int):
         rows = []

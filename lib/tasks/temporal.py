@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from lib import dataset, vis
 from lib.config import Config
+from lib.correction import Reprojected, shared_lengths
 from lib.dataset.chunks import ChunkSamples, TrackSamples
 from lib.dataset.tracks import Tracks
 from lib.geometry.camera import Cameras
@@ -26,8 +27,9 @@ from lib.metrics.sequences import SequenceEvaluator
 from lib.models import MODELS
 from lib.models.temporal import momentum
 from lib.registry import resolve
-from lib.skeleton import get
+from lib.skeleton import convert, get
 from lib.tasks.base import Step, Task
+from lib.tasks.correction import through_camera, told
 from lib.tasks.world import ensure_motion
 from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read
@@ -84,7 +86,8 @@ def build_model(cfg: Config, joints_in: int, joints_out: int) -> LiftingModel:
 class TemporalTask(Task):
     """Windows of keypoints to the poses at their frames; what is predicted is relative to the root joint."""
 
-    sections = ("DATASET", "MODEL", "TEMPORAL", "TRAIN", "TEST", "DEBUG", "SYNTH")
+    sections = ("DATASET", "MODEL", "TEMPORAL", "TRAIN", "TEST", "DEBUG", "SYNTH", "CORRECTION")
+    corrections = ("off", "camera")
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -195,6 +198,8 @@ class TemporalTask(Task):
     def eval_data(self) -> dict[str, Dataset]:
         cfg = self.cfg
         tracks = self.tracks(cfg.DATASET.TEST_SET, cfg.TEST.SUBJECTS, cfg.TEMPORAL.ACTIONS).thinned(cfg.DATASET.VAL_FRAME)
+        if cfg.TEST.CORRECTION == "camera" and not tracks.has_intrinsics.all():
+            raise cfg.error("TEST.CORRECTION", f"is camera, but {cfg.DATASET.TEST_SET} has recordings of unknown cameras; set it to off")
         return {"valid": TrackSamples(tracks, self.pad, self.shift, cfg.TEMPORAL.FEATURES)}
 
     def on_epoch(self, epoch: int) -> None:
@@ -285,25 +290,45 @@ class TemporalTask(Task):
 
         Returns:
             X_root (M,J,3) mm; X_cam (M,J,3) mm, there where the root joint truly is, so that poses alone are judged; and from a
-            network with a trajectory root (M,3) mm, and before calibrated cameras reprojection (M,): how far the pose's image there is
-            from the keypoints on average, in screen coordinates.
+            network with a trajectory root (M,3) mm, and before calibrated cameras reprojection (M,): how far the lifted pose's image
+            there is from the keypoints on average, in screen coordinates. With TEST.CORRECTION updates (M,) and decision (M,), see
+            lib.correction.DECISIONS.
         """
         lifted, frames = self.lift_padded(batch["x_screen"]), batch["frames"]
         X_root = lifted.X_root[frames]
-        pred = {"X_root": X_root, "X_cam": X_root + batch["X_cam"][:, self.root, None]}
-        if lifted.root is not None:
-            pred["root"] = lifted.root[frames][:, 0]
+        root = None if lifted.root is None else lifted.root[frames][:, 0]
+        ended = {}
+        if self.cfg.TEST.CORRECTION == "camera":
+            found = self.corrected(batch, X_root, root)
+            X_root, root = found.X_root, None if root is None else found.root
+            ended = {"updates": found.steps, "decision": found.decision}
+        pred = {"X_root": X_root, "X_cam": X_root + batch["X_cam"][:, self.root, None]} | ended
+        if root is not None:
+            pred["root"] = root
             if "camera" in batch and self.layout == self.skeleton:
                 seen = self.reproject(lifted.X_root + lifted.root, batch["camera"])
                 offset = seen - self.observed(batch["x_screen"], frames.shape[1])
                 pred["reprojection"] = offset.norm(dim=-1).mean(-1)[frames]
         return pred
 
+    def corrected(self, batch: dict, X_root: Tensor, root: Tensor | None) -> Reprojected:
+        """The poses of a batch, moved until they agree with the keypoints they were lifted from, with bones as long as the piece's mean."""
+        frames = batch["frames"]
+        piece, first = frames.nonzero()[:, 0], self.pad + self.shift
+        x = batch["x_screen"][:, first : first + frames.shape[1]][frames]
+        x = torch.cat([x[..., :2], x[..., 2:3] if x.shape[-1] > 2 else torch.ones_like(x[..., :1])], -1)
+        x, present = convert(x, self.layout, self.skeleton)
+        conf = x[..., 2].clamp(0, 1) * torch.as_tensor(present, device=x.device)
+        lengths = shared_lengths(X_root, piece, self.skeleton)
+        return through_camera(self.cfg, X_root, x[..., :2], batch["camera"][piece], conf, root, self.skeleton, lengths, self.tangential)
+
     def evaluator(self, dataset: TrackSamples) -> SequenceEvaluator:
         tracks, test = dataset.tracks, self.cfg.TEST
         actions = tracks.base_action()
         groups = [f"{s}/{a}" for s, a in zip(tracks.subject, actions, strict=True)] if test.BY_SUBJECT else actions
         protocol = {"root_position": "of the ground truth", "keypoints": self.layout, "frames_seen": self.model.pose.receptive_field}
+        if test.CORRECTION == "camera":
+            protocol |= told(self.cfg, "the keypoints that poses are lifted from")
         return SequenceEvaluator(self.skeleton, tracks.start, groups, test.JOINTS or None, test.VARIANTS, protocol)
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int) -> dict[str, np.ndarray]:

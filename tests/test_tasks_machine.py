@@ -1,0 +1,144 @@
+"""Pose machines from YAML to numbers: what each stage learns, what is predicted and judged, and what the correction is given."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lib.config import defaults
+from lib.engine import commands, run_dir
+from lib.errors import ConfigError
+from lib.tasks import Step, build
+from lib.tasks.machine import LEARNS
+
+SMALL = {
+    "TASK": "machine", "MODEL.NAME": "pose_machine", "MODEL.NUM_JOINTS": 16, "MODEL.IMAGE_SIZE": [64, 64], "MODEL.INIT_WEIGHTS": False,
+    "DATASET.SKELETON": "h36m16", "MODEL.EXTRA.NUM_LAYERS": 18, "MODEL.EXTRA.NUM_STAGES": 2, "MODEL.EXTRA.NUM_DECONV_LAYERS": 0,
+    "MODEL.EXTRA.NUM_DECONV_FILTERS": [], "MODEL.EXTRA.NUM_DECONV_KERNELS": [],
+    "MACHINE.TRUNK": "resnet", "MACHINE.CHANNELS": 8, "MACHINE.HIDDEN": 32, "MACHINE.CLIP": 3,
+    "SYNTH.SIZE": [96, 96], "SYNTH.PRETRAIN": 4, "SYNTH.TRAIN": 12, "SYNTH.VALID": 4, "TRAIN.BATCH_SIZE": 2, "TRAIN.MAX_STEPS": 1,
+    "TEST.BATCH_SIZE": 4, "WORKERS": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return SMALL | {"DATASET.ROOT": str(tmp_path_factory.mktemp("machine") / "world")}
+
+
+def task_of(settings, **changes):
+    torch.manual_seed(0)
+    return build(defaults().with_values(settings | changes))
+
+
+def batch_of(task, count=2) -> dict:
+    return task.train_data()["train"].__getitems__([(i, 0) for i in range(count)])
+
+
+@pytest.mark.parametrize("stage", LEARNS)
+def test_each_stage_moves_its_own_parts_alone(settings, stage):
+    task = task_of(settings, **{"MACHINE.STAGE": stage}).train()
+    losses = task({"train": batch_of(task)}, Step(0, 0, 0.0))
+    losses["total"].backward()
+    moved = {n.split(".")[0] for n, p in task.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == set(LEARNS[stage])
+    assert losses["total"].item() == pytest.approx(sum(v.item() for k, v in losses.items() if k != "total"), rel=1e-5)
+
+
+def test_parts_can_be_kept_and_keeping_all_is_refused(settings):
+    task = task_of(settings, **{"MACHINE.STAGE": "joint", "MACHINE.FROZEN": ["trunk", "head2d"]})
+    assert {n.split(".")[0] for n, p in task.model.named_parameters() if p.requires_grad} == {"lifter", "regressor", "projector"}
+    with pytest.raises(ConfigError, match="MACHINE.FROZEN"):
+        task_of(settings, **{"MACHINE.STAGE": "lift", "MACHINE.FROZEN": ["lifter"]})
+
+
+def test_learning_rates_of_biases_and_of_the_last_layer(settings):
+    task = task_of(settings, **{"MACHINE.STAGE": "lift", "TRAIN.LR": 1e-3})
+    rates = {id(p): group["lr"] for group in task.param_groups() for p in group["params"]}
+    last = task.model.lifter.fc_final
+    assert rates[id(last.weight)] == pytest.approx(1e-2) and rates[id(last.bias)] == pytest.approx(2e-2)
+    assert rates[id(task.model.lifter.fc.weight)] == pytest.approx(1e-3) and rates[id(task.model.lifter.fc.bias)] == pytest.approx(2e-3)
+
+
+def test_ranges_hold_all_training_poses_and_come_with_the_weights(settings):
+    task = task_of(settings, **{"MACHINE.STAGE": "lift", "DATASET.FLIP": False, "DATASET.ROT_FACTOR": 0.0})
+    batch = batch_of(task, 4)
+    shares = task.model.normalizer.normalize(batch["X_rel"])[batch["X_rel_valid"]]
+    assert (shares >= 0).all() and (shares <= 1).all()
+    later = task_of(settings, **{"MACHINE.STAGE": "projector"})
+    later.model.load_state_dict(task.model.state_dict())
+    later.train_data()
+    assert torch.equal(later.model.normalizer.high, task.model.normalizer.high)
+
+
+def test_every_frame_of_a_clip_is_judged_once_in_mm(settings):
+    task = task_of(settings, **{"MACHINE.STAGE": "lift"}).eval()
+    task.train_data()
+    data = task.eval_data()["valid"]
+    evaluator, ids = task.evaluator(data), []
+    with torch.no_grad():
+        for i in range(len(data)):
+            batch = data.__getitems__([i])
+            pred, rows = task.rows(task.predict(batch), batch)
+            assert torch.allclose(pred["X_cam"] - rows["root_cam"][:, None], pred["X_root"], atol=0.5)
+            evaluator.update(pred, rows)
+            ids += rows["id"].tolist()
+    assert sorted(ids) == list(range(len(data.ann)))
+    assert evaluator.compute().metrics["mpjpe_mm"] > 0
+
+
+@pytest.mark.parametrize("evidence", ["network", "labels"])
+def test_a_correction_moves_poses_and_no_weights(settings, evidence):
+    changes = {"MACHINE.STAGE": "projector", "TEST.CORRECTION": "projector", "CORRECTION.EVIDENCE": evidence, "CORRECTION.LR": 1e-3}
+    task = task_of(settings, **changes, **{"CORRECTION.TAU_MM": 0.0}).eval()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    batch = task.eval_data()["valid"].__getitems__([0, 1])
+    with torch.no_grad():
+        pred = task.predict(batch)
+        alone = task.predict({name: value[:1] for name, value in batch.items()})
+    moved = (pred["X_cam"] - pred["X_regressed"]).norm(dim=-1)[batch["mask"]]
+    assert (pred["updates"][batch["mask"]] >= 1).all() and moved.amax() > 0.1
+    assert torch.allclose(alone["X_cam"], pred["X_cam"][:1], atol=0.05)  # whoever else is in the batch
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+
+
+def test_a_single_picture_is_a_clip_of_one_frame(settings):
+    task = task_of(settings, **{"MACHINE.STAGE": "joint", "MACHINE.CLIP": 1}).eval()
+    batch = task.eval_data()["valid"].__getitems__([0, 1])
+    crops = {name: value[:, 0] for name, value in batch.items() if name in ("image", "patch_from_img", "root_cam", "x_patch", "valid")}
+    with torch.no_grad():
+        clips, single = task.predict(batch), task.predict(crops)
+    assert torch.allclose(single["X_root"], clips["X_root"][:, 0], atol=1e-3) and single["X_root"].shape == (2, 16, 3)
+
+
+def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correction(settings, tmp_path, capsys):
+    run = settings | {"OUTPUT_DIR": str(tmp_path)}
+    weights, tables = "", []
+    for stage in LEARNS:
+        cfg = defaults().with_values(run | {
+            "MACHINE.STAGE": stage, "EXP_NAME": stage, "MODEL.PRETRAINED": weights, "TEST.CORRECTION": "projector",
+        })  # fmt: skip
+        commands.train(cfg)
+        weights = str(run_dir.run_path(cfg) / run_dir.BEST)
+        tables.append(json.loads((run_dir.run_path(cfg) / "results.json").read_text()))
+    assert "pck2d_percent" in tables[0]["metrics"] and "mpjpe_mm" in tables[1]["metrics"]
+    final = tables[-1]
+    assert {"coarse_mpjpe_mm", "regressed_mpjpe_mm", "mpjpe_mm"} <= final["metrics"].keys()
+    assert sum(final["counts"][name] for name in ("converged", "stopped", "discarded")) == final["counts"]["poses"]
+    arrays = np.load(tmp_path / "synthetic" / "pose_machine" / "joint" / "predictions.npz")
+    assert arrays["X_cam"].shape == (final["counts"]["poses"], 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"MODEL.NAME": "pose3d_resnet"}, "MODEL.NAME"),
+        ({"MACHINE.STAGE": "2d", "MACHINE.HEAD2D": "none"}, "MACHINE.HEAD2D"),
+        ({"MACHINE.HEAD2D": "none", "TEST.CORRECTION": "projector"}, "CORRECTION.EVIDENCE"),
+    ],
+    ids=["another network", "no head to train", "nothing to go by"],
+)
+def test_settings_that_do_not_fit_are_refused(settings, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        task_of(settings, **changes)
