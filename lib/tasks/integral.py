@@ -296,7 +296,9 @@ class IntegralTask(Task):
         for i in range(len(patch_from_img)):  # pictures are few and drawn one by one
             image = batch["image"][i].permute(1, 2, 0).cpu().numpy()
             X = pred["X_cam"][i].cpu() if "X_cam" in pred else None
-            truth = batch["X_cam"][i].cpu() if "X_cam" in pred else None
+            truth = None
+            if "X_cam" in pred:  # joints that are not labelled lie nowhere, rather than at the camera
+                truth = batch["X_cam"][i].masked_fill(~batch["X_valid"][i, :, None].bool(), torch.nan).cpu()
             rows.append(vis.SheetRow(image, x_patch[i], X, truth))
         return {"predictions": vis.pose_sheet(rows, get(self.pose_skeleton))}
 
