@@ -105,6 +105,21 @@ def bone_sum(X: Tensor, skeleton: Skeleton | str = "h36m17", bones: Bones = H36M
     return bone_lengths(X, skeleton, bones).sum(-1)
 
 
+def mm_per_unit(length: Tensor, total: float) -> Tensor:
+    """What a pose is scaled by so that its bones, of the sum `length` (...), add up to `total` mm; 0 for one without extent.   -> (...)"""
+    return torch.where(length > 0, total / torch.where(length > 0, length, 1.0), 0.0)
+
+
+def with_middle_thorax(pose: Tensor) -> Tensor:
+    """MPII's joints of the paper's hourglass, which learnt the thorax in two meanings: it becomes the middle of pelvis and upper neck.
+
+    pose (..., 16, 3) -> (..., 16, 3)
+    """
+    pelvis, thorax, neck = get("mpii16").indices(("pelvis", "thorax", "upper_neck")).tolist()
+    middle = (pose[..., pelvis, :] + pose[..., neck, :]) / 2
+    return pose.index_copy(-2, torch.tensor([thorax], device=pose.device), middle[..., None, :])
+
+
 def to_bone_sum(X: Tensor, total: float, skeleton: Skeleton | str = "h36m17", bones: Bones = H36M_BONES) -> Tensor:
     """The pose relative to its root, scaled so that its bones add up to `total` mm.   X (..., J, 3) -> (..., J, 3) mm
 
@@ -113,9 +128,7 @@ def to_bone_sum(X: Tensor, total: float, skeleton: Skeleton | str = "h36m17", bo
     """
     skeleton = get(skeleton)
     X = X - X[..., skeleton.root_index, None, :]
-    length = bone_sum(X, skeleton, bones)
-    scale = torch.where(length > 0, total / torch.where(length > 0, length, 1.0), 0.0)
-    return X * scale[..., None, None]
+    return X * mm_per_unit(bone_sum(X, skeleton, bones), total)[..., None, None]
 
 
 @no_autocast
@@ -136,13 +149,11 @@ def fusion_poses(
 def hourglass_poses(x_hm: Tensor, depth: Tensor, size, total: float = BONE_SUM_MM["hourglass"]) -> Tensor:
     """As `fusion_poses` by the scale rule of the paper's hourglass, whose depth says -1 .. 1 from side to side of the map.
 
-    x_hm (..., 16, 2) cells (decoded with quarter cells), depth (..., 16) -> (..., 16, 3) mm, MPII's joints relative to the pelvis; the
-    thorax, which the network learnt in two meanings, is the middle of pelvis and upper neck
+    x_hm (..., 16, 2) cells (decoded with quarter cells), depth (..., 16) -> (..., 16, 3) mm, MPII's joints relative to the pelvis, see
+    `with_middle_thorax`
 
     total: sum of the 14 lengths of MPII_BONES in mm.
     """
-    mpii, dtype = get("mpii16"), result_dtype(x_hm, depth)
+    dtype = result_dtype(x_hm, depth)
     pose = torch.cat([x_hm.to(dtype), (depth.to(dtype)[..., None] + 1) / 2 * max(size)], -1)
-    pose = to_bone_sum(pose, total, mpii, MPII_BONES)
-    middle = (pose[..., mpii.index("pelvis"), :] + pose[..., mpii.index("upper_neck"), :]) / 2
-    return pose.index_copy(-2, torch.tensor([mpii.index("thorax")], device=pose.device), middle[..., None, :])
+    return with_middle_thorax(to_bone_sum(pose, total, "mpii16", MPII_BONES))

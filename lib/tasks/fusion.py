@@ -29,7 +29,9 @@ from lib.geometry.weak_perspective import (
     bone_lengths,
     crop_pose,
     h36m_pose,
+    mm_per_unit,
     mpii_from_h36m,
+    with_middle_thorax,
 )
 from lib.loss import heatmap_mse
 from lib.loss.fusion import bone_groups, bone_variance_loss, depth_loss, hourglass_loss
@@ -252,11 +254,9 @@ class FusionTask(IntegralTask):
         if not self.has_depth:
             return {"x_img": x_img, "conf": conf.clamp(0, 1)}
         pose = crop_pose(cells, self._depth_at(maps, decode_heatmap(maps.hm, "argmax")[0]), size)
-        length = self._bone_lengths(pose).sum(-1)
-        mm_per_side = torch.where(length > 0, self.bone_sum_mm / torch.where(length > 0, length, 1.0), 0.0)
-        if self.published and self.hourglass:  # learnt the thorax in two meanings
-            pelvis, thorax, neck = get(self.skeleton).indices(("pelvis", "thorax", "upper_neck")).tolist()
-            pose = pose.index_copy(1, torch.tensor([thorax], device=pose.device), (pose[:, pelvis] + pose[:, neck])[:, None] / 2)
+        mm_per_side = mm_per_unit(self._bone_lengths(pose).sum(-1), self.bone_sum_mm)
+        if self.published and self.hourglass:
+            pose = with_middle_thorax(pose)
         if self.as_h36m:
             pose, x_img, conf = self._h36m(pose), self._h36m(x_img), self._h36m(conf[..., None])[..., 0]
         X_root = (pose - pose[:, get(self.pose_skeleton).root_index, None]) * mm_per_side[:, None, None]
