@@ -1,7 +1,11 @@
 """People of a calibrated multi-view recording in space, instant by instant, and a film of them; what scripts/predict.py --rig does.
 
-Two ways lead there: 2D people of any detector put together and triangulated, without a network, or a VoxelPose network that looks at the
-pictures (or, trained so, at the detector's joints). Numbers of people stay the same through the recording (lib/tracking.py).
+    people = RigPredictor.from_checkpoint("model_best.pth.tar")("data/mine")      # a network's, or without one:
+    people = associate(Recording.read("data/mine"))
+    people.X_world, people.person, people.save("people.csv")                      # (N,J,3) mm, who is who
+
+Two ways lead there: a VoxelPose network that looks at the pictures (or, trained so, at a detector's joints), or 2D people of any detector
+put together and triangulated, without a network. Numbers of people stay the same through the recording (lib/tracking.py).
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ import torch
 from torch import Tensor
 
 from lib import skeleton as skeletons
+from lib.config import Config
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats import custom
 from lib.dataset.image import read_image, warp
+from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.association import associate_people, triangulate_people
 from lib.geometry.camera import Cameras
@@ -30,6 +36,7 @@ from lib.rig_people import RigPeople
 from lib.skeleton import Skeleton, get
 from lib.space_view import TOP, SpaceView, person_color
 from lib.tasks.base import Task
+from lib.tasks.restore import restore
 from lib.tasks.voxelpose import VoxelPoseTask
 from lib.tracking import GAP, GATE_MM, track
 from lib.video import DEFAULT_FPS, Video
@@ -38,6 +45,7 @@ from lib.vis import draw_skeleton_2d, view_axes
 log = logging.getLogger("parallax")
 
 ASSOCIATIONS = ("search", "given")
+SPACES = ("checkpoint", "cameras")
 METHODS = ("robust", "dlt", "linear_ls", "reweighted")
 EDGE_PX = 16  # so much may be cut off at an edge of a picture by an encoder that wants whole blocks
 FLOOR_MM = 500.0  # the lowest joints farther than that from height 0: the floor lies there
@@ -268,60 +276,102 @@ def _rows(
 # ----------------------------------------------------------------------------------------------------------- with network
 
 
-def estimate(
-    recording: Recording, task: Task, device: torch.device, gate_mm: float = GATE_MM, max_gap: int = GAP, min_length: int = 1,
-    batch_size: int = 4, progress=iter,
-) -> RigPeople:  # fmt: skip
-    """People that a network finds in the views.
+class RigPredictor:
+    """A trained network that finds people in the space of several cameras, on one device.
 
     Args:
-        recording: read with labels="soft" for a network that looks at a detector's joints.
-        task: from lib.tasks.restore.restore; without a known space it takes that of the cameras.
-        progress: wraps what is gone through, such as tqdm.
+        task: with its weights, from lib.tasks.restore.restore; without a known space it takes that of the first recording's cameras.
+        device: "auto" (a GPU if there is one), or the name of a torch device.
+        space: where people are looked for: "checkpoint" = where they were in training, "cameras" = before the cameras of each recording.
 
     Raises:
-        DataError: pictures (or 2D people) are missing, or have another size than their calibration.
         WeightsError: the task finds no people in space.
     """
-    if not isinstance(task, VoxelPoseTask) or not task.in_space:
-        raise WeightsError("the checkpoint's network finds no people in space; expected one trained with TASK voxelpose or a part of it")
-    task = task.to(device).eval()
-    r = recording if task.from_images else recording.detected()
-    size = r.cameras.size
-    if bool((size <= 0).any()):
-        raise DataError(f"{r.root}: the calibration knows no image sizes; give them with scripts/prepare.py calibration --size")
-    if not task.space_known:
-        task.set_space(*space_from_cameras(r.cameras))
-    joints = None if task.from_images else _joints_for(r, task)
-    patch = torch.tensor(task.image_spec.size, dtype=torch.float64)
-    A = crop_affine(size / 2, (size / patch).amax(-1, keepdim=True) * patch, patch)  # (V,2,3): the whole picture, centred
-    pictures = iter(r.pictures()) if task.from_images else None
-    found = []
-    for start in progress(range(0, len(r.frames), batch_size)):
-        rows = slice(start, min(start + batch_size, len(r.frames)))
-        count = rows.stop - rows.start
-        batch = {
-            "patch_from_img": A.expand(count, *A.shape).float().to(device),
-            "flipped": torch.zeros(count, dtype=torch.bool, device=device),
-            "camera": r.cameras.expand(count, len(r.names)).to(torch.float32).to(device),
-        }
-        if pictures is not None:
-            shown = np.stack([_patches(next(pictures), A.numpy(), task.image_spec.size, r) for _ in range(count)])
-            batch["image"] = torch.from_numpy(shown).movedim(-1, -3).contiguous().to(device)
-        else:
-            batch |= {"x_img": joints[0][rows].float().to(device), "conf": joints[1][rows].float().to(device)}
-        with torch.no_grad():
-            pred = task.predict(batch)
-        found.append({name: pred[name].double().cpu() for name in ("X_world", "score", "found")})
-    X, score, there = (torch.cat([part[name] for part in found]) for name in ("X_world", "score", "found"))
-    there = there > 0
-    valid = there[..., None].expand(X.shape[:-1])
-    ids = track(X, valid, there, gate_mm, max_gap=max_gap, min_length=min_length)
-    x, depth = r.cameras.project(X.flatten(1, 2)[:, None])  # (F,V,P*J,2)
-    inside = ((x >= -0.5) & (x <= size[:, None] - 0.5)).all(-1) & (depth > 0)
-    views = inside.unflatten(2, X.shape[1:3]).movedim(1, -1)
-    error = torch.full(X.shape[:-1], torch.nan)
-    return _rows(r, get(task.skeleton), ids, score, X, valid, views, error, "network")
+
+    def __init__(self, task: Task, device: str = "auto", space: str = "checkpoint"):
+        if not isinstance(task, VoxelPoseTask) or not task.in_space:
+            expected = "expected one trained with TASK voxelpose or a part of it"
+            raise WeightsError(f"the checkpoint's network finds no people in space; {expected}")
+        if space not in SPACES:
+            raise DataError(f"space {space!r}; expected one of {', '.join(SPACES)}")
+        self.device = choose_device(device)
+        self.task, self.from_cameras = task.to(self.device).eval(), space == "cameras"
+        self.skeleton = get(task.skeleton)
+
+    @staticmethod
+    def from_checkpoint(path: str | Path, device: str = "auto", config: Config | None = None, space: str = "checkpoint") -> RigPredictor:
+        """The network of a checkpoint, rebuilt from the configuration inside it; no data is read.
+
+        Args:
+            path: a checkpoint of a run. Bare weights (published files) need `config`.
+            config: what bare weights are built with, from `lib.config.load("experiments/....yaml")`.
+
+        Raises:
+            WeightsError: the file is missing or damaged, does not fit its model, needs `config`, or its network finds no people in space.
+            ConfigError: no such device on this machine.
+        """
+        choose_device(device)  # a mistyped device is reported before a large file is read
+        return RigPredictor(restore(path, fallback=config), device, space)
+
+    @property
+    def space(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Size and center of where people are looked for, mm of the world."""
+        space = self.task.model.root_net.space
+        return space.size, space.center
+
+    def __call__(
+        self, recording: Recording | str | Path, gate_mm: float = GATE_MM, max_gap: int = GAP, min_length: int = 1, batch_size: int = 4,
+        progress=iter,
+    ) -> RigPeople:  # fmt: skip
+        """The people of all instants.
+
+        Args:
+            recording: or its folder (see `Recording.read`); read with labels="soft" for a network that looks at a detector's joints.
+            gate_mm, max_gap, min_length: see lib.tracking.track.
+            progress: wraps what is gone through, such as tqdm.
+
+        Raises:
+            DataError: pictures (or 2D people) are missing, or have another size than their calibration.
+        """
+        task, device = self.task, self.device
+        if not isinstance(recording, Recording):
+            recording = Recording.read(recording, labels="soft")
+        r = recording if task.from_images else recording.detected()
+        size = r.cameras.size
+        if bool((size <= 0).any()):
+            raise DataError(f"{r.root}: the calibration knows no image sizes; give them with scripts/prepare.py calibration --size")
+        if self.from_cameras or not task.space_known:
+            task.set_space(*space_from_cameras(r.cameras))
+        joints = None if task.from_images else _joints_for(r, task)
+        patch = torch.tensor(task.image_spec.size, dtype=torch.float64)
+        A = crop_affine(size / 2, (size / patch).amax(-1, keepdim=True) * patch, patch)  # (V,2,3): the whole picture, centred
+        pictures = iter(r.pictures()) if task.from_images else None
+        found = []
+        for start in progress(range(0, len(r.frames), batch_size)):
+            rows = slice(start, min(start + batch_size, len(r.frames)))
+            count = rows.stop - rows.start
+            batch = {
+                "patch_from_img": A.expand(count, *A.shape).float().to(device),
+                "flipped": torch.zeros(count, dtype=torch.bool, device=device),
+                "camera": r.cameras.expand(count, len(r.names)).to(torch.float32).to(device),
+            }
+            if pictures is not None:
+                shown = np.stack([_patches(next(pictures), A.numpy(), task.image_spec.size, r) for _ in range(count)])
+                batch["image"] = torch.from_numpy(shown).movedim(-1, -3).contiguous().to(device)
+            else:
+                batch |= {"x_img": joints[0][rows].float().to(device), "conf": joints[1][rows].float().to(device)}
+            with torch.no_grad():
+                pred = task.predict(batch)
+            found.append({name: pred[name].double().cpu() for name in ("X_world", "score", "found")})
+        X, score, there = (torch.cat([part[name] for part in found]) for name in ("X_world", "score", "found"))
+        there = there > 0
+        valid = there[..., None].expand(X.shape[:-1])
+        ids = track(X, valid, there, gate_mm, max_gap=max_gap, min_length=min_length)
+        x, depth = r.cameras.project(X.flatten(1, 2)[:, None])  # (F,V,P*J,2)
+        inside = ((x >= -0.5) & (x <= size[:, None] - 0.5)).all(-1) & (depth > 0)
+        views = inside.unflatten(2, X.shape[1:3]).movedim(1, -1)
+        error = torch.full(X.shape[:-1], torch.nan)
+        return _rows(r, get(task.skeleton), ids, score, X, valid, views, error, "network")
 
 
 def _joints_for(r: Recording, task: VoxelPoseTask) -> tuple[Tensor, Tensor]:

@@ -25,11 +25,12 @@ from lib.errors import DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine
 from lib.lifter import Lifter
+from lib.predict_rig import RigPredictor
 from lib.skeleton import Skeleton, get
 from lib.tasks.base import Task
 from lib.tasks.restore import restore
 
-__all__ = ["Lifter", "Prediction", "Predictor"]
+__all__ = ["Lifter", "Prediction", "Predictor", "RigPredictor"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class Predictor:
         task = restore(path, fallback=config)
         if task.image_spec is None:
             raise WeightsError(f"{path}: its network lifts keypoints, expected one that looks at pictures; use Lifter, or --keypoints")
+        if hasattr(task, "in_space"):
+            raise WeightsError(f"{path}: its network finds people before several cameras, expected one that looks at a single person; "
+                               "use RigPredictor, or --rig")  # fmt: skip
         cfg = task.cfg.DATASET
         return Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE)
 

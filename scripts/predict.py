@@ -69,18 +69,15 @@ from lib.dataset import load as load_annotations
 from lib.dataset.image import read_image
 from lib.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.engine.checkpoint import atomic_write
-from lib.engine.distributed import choose_device
 from lib.errors import DataError, ParallaxError, RunError
-from lib.geometry.voxel import space_from_cameras
 from lib.lift_video import FORMS, lift_video
 from lib.lift_video import result_files as lifted_files
 from lib.lifted import OwnCamera
 from lib.paint import beside
-from lib.predict_rig import ASSOCIATIONS, METHODS, Recording, associate, estimate, film
-from lib.predictor import Lifter, Prediction, Predictor
+from lib.predict_rig import ASSOCIATIONS, METHODS, SPACES, Recording, associate, film
+from lib.predictor import Lifter, Prediction, Predictor, RigPredictor
 from lib.rig_people import RigPeople
 from lib.skeleton import Skeleton
-from lib.tasks.restore import restore
 from lib.tracking import GAP, GATE_MM
 from lib.video import Clip, Video
 
@@ -221,7 +218,7 @@ def add_rig(group) -> None:
                        "default: %(default)g")  # fmt: skip
     group.add_argument("--gap", type=int, default=GAP, metavar="N", help="instants that a person may be lost; default: %(default)s")
     group.add_argument("--min-frames", type=int, default=1, metavar="N", help="people seen at fewer instants are left out")
-    group.add_argument("--space", choices=("checkpoint", "cameras"), default="checkpoint", help="where the network looks for people")
+    group.add_argument("--space", choices=SPACES, default=SPACES[0], help="where the network looks for people")
     group.add_argument("--up", choices=("z", "y", "-y"), default="z", help="axis of the world that points upwards; default: z")
 
 
@@ -321,10 +318,13 @@ def predict_rig(args: argparse.Namespace) -> int:
         recording = Recording.read(args.rig, **where, **part)
         people = associate(recording, args.associate, args.method, args.min_conf, args.max_people, **following)
     else:
-        device = choose_device(args.device)
-        task = restore(checkpoint(args.checkpoint), fallback=load(args.cfg) if args.cfg else None)
+        config = load(args.cfg) if args.cfg else None
+        predictor = RigPredictor.from_checkpoint(checkpoint(args.checkpoint), args.device, config, args.space)
         recording = Recording.read(args.rig, **where, **part, labels="soft")
-        people, space = find_in_space(recording, task, device, args.space, following)
+        people = predictor(recording, **following, progress=lambda steps: tqdm(steps, desc=recording.root.name, unit="batch"))
+        space = predictor.space
+        size, center = (", ".join(f"{v:g}" for v in values) for values in space)
+        print(f"looked for people in a space of ({size}) mm around ({center}) mm (--space)", file=sys.stderr)
     make_folder(args.out)
     for form in args.form:
         if form not in ("mp4", "gif"):
@@ -333,17 +333,6 @@ def predict_rig(args: argparse.Namespace) -> int:
         save_film(recording, people, targets, space, args)
     print(f"{people.summary()}: {args.out / name}")
     return 0
-
-
-def find_in_space(recording: Recording, task, device, space: str, following: dict) -> tuple[RigPeople, tuple]:
-    """What a network finds, and size and center of the space where it looked."""
-    if space == "cameras" and hasattr(task, "set_space"):
-        task.set_space(*space_from_cameras(recording.cameras))
-    people = estimate(recording, task, device, **following, progress=lambda steps: tqdm(steps, desc=recording.root.name, unit="batch"))
-    found = task.model.root_net.space
-    size, center = (", ".join(f"{v:g}" for v in values) for values in (found.size, found.center))
-    print(f"looked for people in a space of ({size}) mm around ({center}) mm (--space)", file=sys.stderr)
-    return people, (found.size, found.center)
 
 
 def save_film(recording: Recording, people: RigPeople, targets: dict[str, Path], space: tuple | None, args: argparse.Namespace) -> None:

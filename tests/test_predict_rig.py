@@ -13,7 +13,8 @@ from lib.config import defaults, load
 from lib.dataset.formats import custom
 from lib.engine import commands, run_dir
 from lib.errors import DataError, RunError, WeightsError
-from lib.predict_rig import Recording, associate, estimate, film, fit_to_calibration
+from lib.predict_rig import Recording, associate, film, fit_to_calibration
+from lib.predictor import Predictor, RigPredictor
 from lib.rig_people import RigPeople
 from lib.skeleton import get
 from lib.space_view import TOP, SpaceView, person_color, space_sheet
@@ -191,7 +192,7 @@ def test_a_network_s_people_get_numbers_that_stay(tree, world):
     X = np.zeros((FRAMES, 2, 15, 3))
     X[ann.frame - ann.frame.min(), ann.person] = ann.X_world[ann.pose]
     task = oracle(network(), X, [(0, 1), (1, 0)])
-    people = estimate(Recording.read(tree / "walk"), task, torch.device("cpu"), batch_size=3)
+    people = RigPredictor(task, "cpu")(Recording.read(tree / "walk"), batch_size=3)
     assert len(people) == 2 * FRAMES and people.valid.all() and np.isnan(people.reprojection).all()
     for k in range(2):
         np.testing.assert_allclose(people.X_world[people.person == k], X[:, k], atol=1e-2)
@@ -202,19 +203,19 @@ def test_a_network_s_people_get_numbers_that_stay(tree, world):
 def test_an_untrained_network_runs(tree, changes):
     task = network(**changes, **{"VOXEL.SPACE_SIZE": [], "VOXEL.SPACE_CENTER": []})
     labels = "soft" if changes else "raw"
-    people = estimate(Recording.read(tree / "walk", labels=labels, limit=2), task, torch.device("cpu"))
+    people = RigPredictor(task, "cpu")(Recording.read(tree / "walk", labels=labels, limit=2))
     assert task.space_known and len(people) and np.isfinite(people.X_world).all() and people.skeleton.name == "panoptic15"
 
 
 def test_networks_that_see_no_space_and_missing_pictures_are_refused(tree, tmp_path):
-    task = network(**{"VOXEL.PARTS": ["backbone"]})
-    recording = Recording.read(tree / "walk")
     with pytest.raises(WeightsError, match="no people in space"):
-        estimate(recording, task, torch.device("cpu"))
+        RigPredictor(network(**{"VOXEL.PARTS": ["backbone"]}), "cpu")
+    with pytest.raises(DataError, match="space 'room'; expected one of checkpoint, cameras"):
+        RigPredictor(network(), "cpu", "room")
     shutil.copytree(tree / "walk", tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine/images/cam2")
     with pytest.raises(DataError, match="without a picture of cam2"):
-        estimate(Recording.read(tmp_path / "mine"), network(), torch.device("cpu"))
+        RigPredictor(network(), "cpu")(tmp_path / "mine")
 
 
 # ----------------------------------------------------------------------------------------------------------- files and film
@@ -302,6 +303,17 @@ def test_script_with_a_checkpoint(tree, tmp_path, capsys):
     assert script.main([*arguments, "--device", "cpu", "--limit", "2", "--form", "npz", "--out", str(tmp_path), "--space", "cameras"]) == 0
     assert "looked for people in a space of" in capsys.readouterr().err
     assert len(RigPeople.read(tmp_path / "walk.npz")) > 0
+
+
+def test_a_checkpoint_in_three_lines_and_what_it_is_not(tree, tmp_path):
+    path, cfg = tmp_path / "voxelpose.pth.tar", defaults().with_values(SMALL | {"VOXEL.THRESHOLD": 0.0})
+    torch.save(network().model.state_dict(), path)
+    recording = Recording.read(tree / "walk", limit=1)
+    there, here = (RigPredictor.from_checkpoint(path, "cpu", cfg, space) for space in ("checkpoint", "cameras"))
+    assert len(there(recording)) and len(here(recording)) and here.skeleton.name == "panoptic15"
+    assert there.space == ((5120, 5120, 2000), (0, 0, 900)) and here.space != there.space
+    with pytest.raises(WeightsError, match="voxelpose.pth.tar: .*before several cameras.*use RigPredictor"):
+        Predictor.from_checkpoint(path, "cpu", cfg)
 
 
 def nested(values: dict) -> dict:
