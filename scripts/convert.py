@@ -7,6 +7,8 @@ examples:
   python scripts/convert.py convert FILE OUT --cfg experiments/h36m/valid.yaml
   python scripts/convert.py convert output/.../model_best.pth.tar OUT --to reference
   python scripts/convert.py convert models/videopose3d/pretrained_h36m_cpn.bin output/cpn.pth.tar TEMPORAL.CAUSAL false
+  python scripts/convert.py onnx output/.../model_best.pth.tar student.onnx            for programs without this repository
+  python scripts/convert.py onnx FILE OUT TEST.FLIP_TEST false                         half the work, a little less precise
 
 --to ours         a checkpoint with configuration, image specification and skeleton: scripts/predict.py and
                   Predictor.from_checkpoint take it as it is, scripts/valid.py as MODEL.RESUME. The configuration is that of --cfg
@@ -19,6 +21,8 @@ examples:
                   names, as an .npz
 --to torchvision  the backbone alone, for MODEL.INIT_FILE
 
+onnx takes checkpoints (of a run, or made by convert) of networks that see one person's crop or lift keypoints. It needs the packages
+onnx, onnxscript and onnxruntime, runs what it made beside the network itself, and gives the file its name only if the results are equal.
 Caffe models (.caffemodel), exports of their layers (.npz), and the pickled weights of the published correction are read, too.
 A file is known by its keys, never by its name, and nothing in it is executed. Nothing that exists is overwritten.
 Exit status: 0 done, 2 an error, told in one line.
@@ -54,10 +58,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     turn.add_argument("--color", choices=("rgb", "bgr"), default="",
                       help="channel order of the training pictures; bgr for Simple Baselines as Microsoft released them")  # fmt: skip
     turn.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    onnx = commands.add_parser("onnx", help="write a network for onnxruntime and the like")
+    onnx.add_argument("file", type=Path, help="checkpoint that holds its configuration")
+    onnx.add_argument("out", type=Path, help="new file")
+    onnx.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
 
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = parser.parse_known_args(argv)  # KEY VALUE may stand behind options
-    if rest and (args.command != "convert" or any(word.startswith("-") for word in rest)):
+    if rest and (args.command == "inspect" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
@@ -69,7 +77,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
-        return inspect(args) if args.command == "inspect" else convert(args)
+        return {"inspect": inspect, "convert": convert, "onnx": export}[args.command](args)
     except BrokenPipeError:  # `| head`
         sys.stderr.close()
         return 0
@@ -235,6 +243,16 @@ def convert(args: argparse.Namespace) -> int:
         for note in forms.needs(checkpoint).notes:
             if not any(key in said for key in re.findall(r"[A-Z]+\.[A-Z_]+", note)):  # what was said was not assumed
                 print(f"note: {note}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from lib import onnx_export
+    from lib.dataset.formats.files import refuse_existing
+    from lib.weights.load import read
+
+    refuse_existing(args.out)  # before a large file is read
+    print("\n".join(onnx_export.export(read(args.file), args.out, args.overrides)))
     return 0
 
 

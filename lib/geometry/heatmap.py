@@ -148,10 +148,24 @@ def soft_argmax(
         raise GeometryError(f"soft_argmax: logits {found}, expected floats (..., J, [D,] h, w) and 1 to 3 map axes")
     if not beta > 0:
         raise GeometryError(f"soft_argmax: beta {beta} is not positive")
+    if torch.compiler.is_exporting():
+        coords, peak = _plain_soft_argmax(logits, dims, beta)
+        return (coords, peak) if score else coords
     lead = logits.shape[:-dims]
     coords, peak = _SoftArgmax.apply(logits.reshape(-1, lead[-1], *logits.shape[-dims:]), dims, beta)
     coords = coords.reshape(*lead, dims)
     return (coords, peak.reshape(lead)) if score else coords
+
+
+def _plain_soft_argmax(logits: Tensor, dims: int, beta: float) -> tuple[Tensor, Tensor]:
+    """The same as one graph without blocks, for other programs to run.   -> coordinates (..., J, k), largest probability (..., J)"""
+    p = (logits.to(result_dtype(logits)).flatten(-dims) * beta).softmax(-1)
+    peak, p = p.amax(-1), p.unflatten(-1, logits.shape[-dims:])
+    coords = []
+    for axis in range(-1, -dims - 1, -1):  # map axes are z y x, coordinates x y z
+        marginal = p.sum([other for other in range(-dims, 0) if other != axis]) if dims > 1 else p
+        coords.append((marginal * torch.arange(p.shape[axis], dtype=p.dtype, device=p.device)).sum(-1))
+    return torch.stack(coords, -1), peak
 
 
 class _SoftArgmax(torch.autograd.Function):

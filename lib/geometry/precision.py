@@ -40,6 +40,8 @@ def no_autocast(function):
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if first is None or not torch.amp.is_autocast_available(first.device.type):
             return function(*args, **kwargs)
+        if not torch.is_autocast_enabled(first.device.type):  # nothing to turn off, and exported graphs cannot hold the switch
+            return function(*args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)
 

@@ -6,6 +6,7 @@ pose is known up to its size; the size follows from an assumed sum of bone lengt
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,8 @@ def h36m_pose(x: Tensor, skeleton: Skeleton | str, rule: str = "names") -> Tenso
         known.pop("spine")
         rows = {joint: x[..., source.index(name), :] for joint, name in known.items()}
     else:
-        converted, present = convert(x, source, target)
+        converted = convert(x, source, target)[0]
+        present = convert(np.zeros((source.num, 1)), source, target)[1]  # of the skeletons alone: in an exported graph x has no values
         rows = {joint: converted[..., k, :] for k, joint in enumerate(target.joints) if present[k]}
     absent = [joint for joint in target.joints if joint not in rows and joint not in ("spine", "nose")]
     if absent:

@@ -310,9 +310,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 # oneDNN's speed on processors of other makers than its own: products are best written as 1x1 convolutions, and clips as convolutions.
 # With AVX2 alone the two are equal, but gradients of convolutions take twice as long as those of products: everything is a product.
 # In half precision and on accelerators, windows are products and clips are convolutions (measured in bf16 with AVX-512 alone).
+# So they are in an exported graph, which must not depend on the processor it was made on.
 
 
 def _is_full_precision_on_processor(x: Tensor) -> bool:
+    if torch.compiler.is_exporting():
+        return False
     return x.is_cpu and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
 
 

@@ -346,6 +346,6 @@ class TemporalTask(Task):
 
 def _unflipped(output: Tensor, flip: Tensor | None) -> Tensor:
     """Mean of outputs and of those of the mirror image, turned back, in mm.   (2B,T,J,3) m -> (B,T,J,3) mm"""
-    plain, mirrored = output.float().chunk(2)
+    plain, mirrored = output.float().unflatten(0, (2, -1))
     mirrored = (mirrored if flip is None else mirrored[:, :, flip]) * mirrored.new_tensor([-1.0, 1.0, 1.0])
     return (plain + mirrored) * (MM / 2)
