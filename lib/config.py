@@ -57,7 +57,8 @@ TREE = Group("", {
                 "what is seen (machine), or networks that find several people in the space "
                 "before several cameras, from 3D labels (voxelpose) or without any (selfpose3d), or from 2D detections and scenes that are "
                 "made up (scenes).",
-                choices=("integral", "epipolar", "refine", "temporal", "fusion", "machine", "voxelpose", "selfpose3d", "scenes")),
+                choices=(
+                    "integral", "epipolar", "refine", "temporal", "fusion", "machine", "voxelpose", "selfpose3d", "scenes")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
     "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
