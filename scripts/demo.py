@@ -207,6 +207,26 @@ def quick_checkpoint(out: str | Path) -> Path:
     return path
 
 
+def trained_or_not(cfg_file: str | Path, out: str | Path) -> Path:
+    """The best checkpoint of an experiment; where it was not trained, its network as it is before training, written to `out` once."""
+    from lib.config import load
+    from lib.engine import checkpoint, run_dir
+    from lib.tasks import build
+
+    cfg = load(cfg_file)
+    best = run_dir.run_path(cfg) / run_dir.BEST
+    path = Path(out) / f"untrained-{cfg.TASK}.pth.tar"
+    if best.exists() or path.exists():
+        return best if best.exists() else path
+    cfg = cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_WEIGHTS": False})
+    task = build(cfg)
+    spec = task.image_spec.to_dict() if task.image_spec is not None else None
+    state = {"format": checkpoint.FORMAT, "kind": checkpoint.KIND, "model": task.model.state_dict(), "task_extra": task.extra_state()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(path, state | {"config": cfg.to_dict(), "image_spec": spec, "skeleton": task.skeleton})
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of runs, table and pictures (default: %(default)s)")
