@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.convert import configuration, named, network_kind, stored
-from lib.dataset.formats.files import new_file
+from lib.dataset.formats.files import new_file, refuse_existing
 from lib.errors import RunError, WeightsError
 from lib.skeleton import get
 from lib.tasks import build
@@ -156,6 +156,7 @@ def export(checkpoint: Checkpoint, out: str | Path, overrides: Sequence[str] = (
         WeightsError: another network, or bare weights.    ConfigError: an override is wrong.
         DataError: `out` exists or cannot be written.
     """
+    refuse_existing(Path(out))
     if missing := [package for package in PACKAGES if find_spec(package) is None]:
         raise RunError(f"ONNX export needs {', '.join(missing)}, which this environment lacks; run `pip install {' '.join(missing)}`")
     kind = network_kind(checkpoint)
@@ -172,9 +173,9 @@ def export(checkpoint: Checkpoint, out: str | Path, overrides: Sequence[str] = (
     made = exportable(task.eval())
     made.network.eval().requires_grad_(False)
     source = {"source": Path(checkpoint.source).name, "source_sha256": sha256(checkpoint.source), "torch": torch.__version__}
+    model = _onnx(made, source)
+    differences = compare(made, model)
     with new_file(out) as part:
-        model = _onnx(made, source)
-        differences = compare(made, model)
         part.write_bytes(model)
     shown = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
     version = importlib.import_module("onnxruntime").__version__

@@ -248,10 +248,8 @@ def convert(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     from lib import onnx_export
-    from lib.dataset.formats.files import refuse_existing
     from lib.weights.load import read
 
-    refuse_existing(args.out)  # before a large file is read
     print("\n".join(onnx_export.export(read(args.file), args.out, args.overrides)))
     return 0
 
