@@ -27,6 +27,22 @@ def person_color(number: int) -> RGB:
     return PEOPLE[number % len(PEOPLE)]
 
 
+def frusta(cameras: Cameras) -> np.ndarray:
+    """Corners of the cameras' pictures, from the upper left one clockwise, at a depth that is seen well, and the centres.
+
+    cameras (V,) -> (V,5,3) mm of the world
+    """
+    cams = cameras.to("cpu", torch.float64)
+    K = cams.K.numpy()
+    size = np.where(cams.size.numpy() > 0, cams.size.numpy(), 2 * K[:, :2, 2])  # where unknown: the axis is in the middle
+    corner = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])[None] * size[:, None]
+    ray = np.concatenate([corner, np.ones((*corner.shape[:2], 1))], -1) @ np.linalg.inv(K).transpose(0, 2, 1)
+    R, t = cams.R.numpy(), cams.t.numpy()
+    depth = 0.09 * max(2000.0, np.linalg.norm(np.ptp(-np.einsum("vij,vi->vj", R, t), axis=0)))
+    seen = np.concatenate([ray * depth, np.zeros((len(K), 1, 3))], 1)
+    return np.einsum("vij,vni->vnj", R, seen - t[:, None])
+
+
 @dataclass(frozen=True, eq=False)
 class SpaceView:
     """An orthographic view that holds all cameras; what stays from picture to picture is drawn once."""
@@ -48,16 +64,7 @@ class SpaceView:
 
     @cached_property
     def _frusta(self) -> np.ndarray:
-        """Corners of the cameras' pictures at a depth that is seen well, and the centres.   -> (V,5,3) mm"""
-        cams = self.cameras.to("cpu", torch.float64)
-        K = cams.K.numpy()
-        size = np.where(cams.size.numpy() > 0, cams.size.numpy(), 2 * K[:, :2, 2])  # where unknown: the axis is in the middle
-        corner = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])[None] * size[:, None]
-        ray = np.concatenate([corner, np.ones((*corner.shape[:2], 1))], -1) @ np.linalg.inv(K).transpose(0, 2, 1)
-        R, t = cams.R.numpy(), cams.t.numpy()
-        depth = 0.09 * max(2000.0, np.linalg.norm(np.ptp(-np.einsum("vij,vi->vj", R, t), axis=0)))
-        seen = np.concatenate([ray * depth, np.zeros((len(K), 1, 3))], 1)
-        return np.einsum("vij,vni->vnj", R, seen - t[:, None])
+        return frusta(self.cameras)
 
     @cached_property
     def _box(self) -> np.ndarray | None:

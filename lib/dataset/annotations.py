@@ -78,6 +78,20 @@ class Annotations:
         camera = self.camera if rows is None else self.camera[rows]
         return self.cameras[torch.from_numpy(np.asarray(camera, np.int64))]
 
+    def describe(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What predictions.npz says of observations: skeleton (), images, subjects, actions, frames, views (N,), boxes (N,4) px and the
+        columns of `camera_columns`; images and boxes only where there are some.
+        """
+        image, sequence = self.image[rows], self.sequence[rows]
+        columns = {"skeleton": np.array(self.skeleton), "frames": self.frame[rows], "views": self.view[rows]}
+        names = {"subjects": self.subjects[sequence], "actions": self.actions[sequence]}
+        columns |= {key: np.char.decode(name, "utf-8") for key, name in names.items()}
+        if len(self.images):
+            columns["images"] = np.char.decode(np.where(image >= 0, self.images[image], b""), "utf-8")
+        if np.isfinite(self.box[rows]).any():
+            columns["boxes"] = self.box[rows]
+        return columns | camera_columns(self.cameras, self.camera[rows])
+
     def select(self, rows: np.ndarray | Sequence[int]) -> Annotations:
         """The observations at `rows` (indices in any order, or a boolean mask); all other tables stay as they are."""
         rows = np.asarray(rows)
@@ -181,6 +195,25 @@ class Annotations:
         """
         _check(self, name)
         return self
+
+
+def camera_columns(cameras: Cameras, camera: np.ndarray) -> dict[str, np.ndarray]:
+    """Which calibration each row has, and those that occur, for predictions.npz; empty where no row has one.
+
+    Args:
+        cameras: (C,).
+        camera: (N,) or (N,V) int, rows of `cameras`, -1 = none.
+
+    Returns:
+        cameras (N,) or (N,V) int32, rows of the others, -1 = none; camera_K (C',3,3) px, camera_R (C',3,3), camera_t (C',3) mm,
+        camera_dist (C',5), camera_size (C',2) px, as the fields of lib.geometry.camera.Cameras.
+    """
+    used = np.unique(camera[camera >= 0])
+    if not len(used):
+        return {}
+    index = np.where(camera >= 0, np.searchsorted(used, camera), -1).astype(np.int32)
+    chosen = cameras[torch.from_numpy(used.astype(np.int64))]
+    return {"cameras": index} | {f"camera_{field}": getattr(chosen, field).numpy() for field in ("K", "R", "t", "dist", "size")}
 
 
 def concat(tables: Sequence[Annotations]) -> Annotations:

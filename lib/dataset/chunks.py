@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lib.dataset.annotations import camera_columns
 from lib.dataset.loader import Key
 from lib.dataset.tracks import Tracks
 from lib.errors import DataError
@@ -215,11 +216,11 @@ class TrackSamples(Dataset):
         }
 
     def describe(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Subject, action, view, frame in its track, and skeleton of rows, for predictions.npz."""
+        """Subject, action, view, frame in its track, skeleton and camera of rows, for predictions.npz."""
         tracks = self.tracks
         s = np.searchsorted(tracks.start, ids, side="right") - 1
         names = {"subjects": tracks.subject[s], "actions": tracks.action[s], "views": tracks.view[s], "frames": ids - tracks.start[s]}
-        return names | {"skeleton": np.array(tracks.skeleton)}
+        return names | {"skeleton": np.array(tracks.skeleton)} | camera_columns(tracks.cameras, tracks.camera[s])
 
 
 def screen_keypoints(tracks: Tracks, features: int = 2) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, camera_columns
 from lib.dataset.augment import FrameAugment, FrameParams
 from lib.dataset.image import ImageSpec, read_bgr, warp
 from lib.dataset.loader import Key
@@ -87,6 +87,18 @@ class FrameSamples(Keyed):
 
     def __repr__(self) -> str:
         return f"FrameSamples({len(self)} instants, views {self.views}, images {self.images})"
+
+    def describe(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """What predictions.npz says of instants, see `Annotations.describe`; images and cameras are (N,V), views (V,)."""
+        ann, rows = self.ann, self.frames[ids]
+        sequence, frame = self.instants[ids].T
+        names = {"subjects": ann.subjects[sequence], "actions": ann.actions[sequence]}
+        columns = {key: np.char.decode(name, "utf-8") for key, name in names.items()}
+        columns |= {"skeleton": np.array(ann.skeleton), "frames": frame, "views": np.array(self.views)}
+        if self.images:
+            image = np.where(rows >= 0, ann.image[rows], -1)
+            columns["images"] = np.char.decode(np.where(image >= 0, ann.images[image], b""), "utf-8")
+        return columns | camera_columns(ann.cameras, self.camera[ids])
 
     # --- the tables
 

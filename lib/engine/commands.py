@@ -13,6 +13,7 @@ from lib.engine.logger import log, open_console
 from lib.engine.signals import Interrupted
 from lib.engine.trainer import Trainer
 from lib.errors import ParallaxError, WeightsError
+from lib.report import try_report
 from lib.tasks import build
 from lib.tasks.restore import adopt
 from lib.weights.load import read
@@ -31,7 +32,12 @@ def train(cfg, overfit: bool = False, dry_run: bool = False) -> dict:
     try:
         if not (overfit or dry_run):
             world.on_main(lambda: run_dir.check(folder, cfg))
-        return Trainer(cfg, build(cfg), folder, world, overfit, dry_run).fit()
+        results = Trainer(cfg, build(cfg), folder, world, overfit, dry_run).fit()
+        if world.is_main and not (overfit or dry_run):
+            report = try_report(folder)
+            if report is not None:
+                log.info(f"report:  {report}")
+        return results
     finally:
         world.close()
 

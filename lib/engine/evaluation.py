@@ -110,13 +110,19 @@ def evaluate_set(trainer, name: str, dataset: Dataset, limit: int | None, figure
 
 
 def predicted_arrays(pred: dict[str, torch.Tensor], batch: dict) -> dict[str, np.ndarray]:
-    """Rows of predictions.npz: `ids`, all predictions of up to three axes, and the truth where there is one."""
+    """Rows of predictions.npz: `ids`, all predictions of up to three axes and X_world, and the truth where there is one.
+
+    The truth is X_cam_true (N,J,3) mm with X_valid (N,J), of several people X_world_true (N,M,J,3) with X_valid (N,M,J), and of predicted
+    x_img also x_img_true (N,J,2) px with conf_true (N,J), 0 = not labelled.
+    """
     ids = batch["id"]
-    tensors = {
-        "ids": ids,
-        **{k: v for k, v in pred.items() if torch.is_tensor(v) and 1 <= v.ndim <= 3 and len(v) == len(ids)},
-    }
+    kept = {k: v for k, v in pred.items() if torch.is_tensor(v) and (1 <= v.ndim <= 3 or k == "X_world") and len(v) == len(ids)}
+    tensors = {"ids": ids, **kept}
     truth = {"X_cam_true": batch.get("X_cam"), "X_valid": batch.get("X_valid")}
+    if "X_world" in kept:
+        truth["X_world_true"] = batch.get("X_world")
+    if "x_img" in kept and torch.is_tensor(batch.get("x_img")) and batch["x_img"].shape == kept["x_img"].shape:
+        truth |= {"x_img_true": batch["x_img"], "conf_true": batch.get("conf")}
     tensors.update({k: v for k, v in truth.items() if torch.is_tensor(v)})
     return {
         k: (v.float() if v.dtype in (torch.bfloat16, torch.float16, torch.float64) else v).cpu().numpy()
@@ -125,22 +131,11 @@ def predicted_arrays(pred: dict[str, torch.Tensor], batch: dict) -> dict[str, np
 
 
 def join_arrays(parts: list[dict[str, np.ndarray]], dataset: Dataset) -> dict[str, np.ndarray]:
-    """All batches in one, sorted by id; where the set has annotations, with skeleton (), images, subjects and actions (N,), or with what
-    its own `describe(ids)` says of the rows.
-    """
+    """All batches in one, sorted by id, with what the set, or its table of annotations, says of the rows by `describe(ids)`."""
     if not parts:
         return {}
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     order = np.argsort(joined["ids"], kind="stable")
     joined = {key: array[order] for key, array in joined.items()}
-    ann = getattr(dataset, "ann", None)
-    if ann is not None and len(ann.images):
-        image = ann.image[joined["ids"]]
-        joined["images"] = np.char.decode(np.where(image >= 0, ann.images[image], b""), "utf-8")
-    if ann is not None:
-        sequence = ann.sequence[joined["ids"]]
-        names = {"subjects": ann.subjects[sequence], "actions": ann.actions[sequence]}
-        joined |= {key: np.char.decode(name, "utf-8") for key, name in names.items()} | {"skeleton": np.array(ann.skeleton)}
-    if hasattr(dataset, "describe"):
-        joined |= dataset.describe(joined["ids"])
-    return joined
+    source = dataset if hasattr(dataset, "describe") else getattr(dataset, "ann", None)
+    return joined if source is None else joined | source.describe(joined["ids"])

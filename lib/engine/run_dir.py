@@ -3,6 +3,7 @@
 config.yaml (resolved)   train.log   metrics.jsonl   tensorboard/   figures/
 checkpoint.pth.tar (last)   model_best.pth.tar   final_state.pth.tar (bare weights of the last step)
 results.json and predictions.npz (of the best weights)   valid-<weights>/ (what scripts/valid.py found)
+report.html (of all this, lib/report)
 """
 
 import json
