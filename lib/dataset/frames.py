@@ -89,12 +89,12 @@ class FrameSamples(Keyed):
         return f"FrameSamples({len(self)} instants, views {self.views}, images {self.images})"
 
     def describe(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """What predictions.npz says of instants, see `Annotations.describe`; images and cameras are (N,V), views (V,)."""
+        """What predictions.npz says of instants, see `Annotations.describe`; images, views and cameras are (N,V)."""
         ann, rows = self.ann, self.frames[ids]
         sequence, frame = self.instants[ids].T
         names = {"subjects": ann.subjects[sequence], "actions": ann.actions[sequence]}
         columns = {key: np.char.decode(name, "utf-8") for key, name in names.items()}
-        columns |= {"skeleton": np.array(ann.skeleton), "frames": frame, "views": np.array(self.views)}
+        columns |= {"skeleton": np.array(ann.skeleton), "frames": frame, "views": np.tile(self.views, (len(ids), 1))}
         if self.images:
             image = np.where(rows >= 0, ann.image[rows], -1)
             columns["images"] = np.char.decode(np.where(image >= 0, ann.images[image], b""), "utf-8")

@@ -129,14 +129,14 @@ class View {
     for (const [a, b] of [[0, 1], [1, 2], [2, 3], [3, 0], [0, 4], [1, 4], [2, 4], [3, 4]]) this.line(p[a], p[b], color, a + b === 1 ? 2.4 : 1.2);
     this.c.fillStyle = color;
     this.c.font = "12px system-ui, sans-serif";
-    this.c.fillText(camera.name, p[4][0] + 6, p[4][1] - 6);
+    this.c.fillText(camera.name, Math.max(2, Math.min(p[4][0] + 6, this.canvas.clientWidth - this.c.measureText(camera.name).width - 4)), p[4][1] - 6);
   }
 
   drawPerson(person, color, width, dash) {
     const p = person.map(point => point && this.place(point));
     const bones = data.bones.filter(([a, b]) => p[a] && p[b]).sort((m, n) => (p[n[0]][2] + p[n[1]][2]) - (p[m[0]][2] + p[m[1]][2]));
     for (const [a, b, side] of bones) {
-      if (!dash.length) this.line(p[a], p[b], this.color("panel"), width + 2);
+      if (!dash.length && width > 3.5) this.line(p[a], p[b], this.color("panel"), width + 2); // an edge, so that crossings stay clear
       this.line(p[a], p[b], color(side), width, dash);
     }
     if (dash.length && data.bones.length) return;

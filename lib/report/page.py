@@ -20,6 +20,7 @@ CARDS = 6  # numbers on top of the page; these before others
 LEADING = ("mpjpe_mm", "pa_mpjpe_mm", "map_percent", "pcp_percent", "pckh_percent", "pck2d_percent")
 MOST_CURVES = 12  # that are open from the beginning
 MOST_RIGS = 6
+OPEN_ROWS = 40  # of a table that is open from the beginning
 COLORS = ["#{:02x}{:02x}{:02x}".format(*color) for color in PEOPLE]  # of several people, as in their pictures
 BUDGET = 4_000_000  # bytes of all pictures together
 # Nothing may be loaded from anywhere, and nothing sent.
@@ -89,7 +90,9 @@ def _result(run: RunFiles) -> str:
     metrics = _mapping(run.results.get("metrics"))
     if not metrics:
         return ""
-    cards = "".join(f'<div class="card"><b>{_number(metrics[k])}</b><span>{escape(str(k))}</span></div>' for k in _leading(metrics))
+    cards = "".join(
+        f'<div class="card"><b>{_number(metrics[k])}</b><span>{escape(k).replace("_", "_<wbr>")}</span></div>' for k in _leading(metrics)
+    )
     counts = ", ".join(f"{v} {str(k).replace('_', ' ')}" for k, v in _mapping(run.results.get("counts")).items())
     parts = [f'<div class="cards">{cards}</div>', f"<p>Over {escape(counts)}.</p>" if counts else ""]
     others = _mapping(run.results.get("other_sets"))
@@ -135,7 +138,9 @@ def _per(run: RunFiles, key: str, title: str) -> str:
     for name, part in sets.items():
         columns = {str(k): _mapping(v) for k, v in _mapping(part.get(key)).items() if v}
         if columns:
-            text += (f"<h3>{escape(name)}</h3>" if name else "") + _table(title, columns, shares=True)
+            table, rows = _table(title, columns, shares=True), max(map(len, columns.values()))
+            table = table if rows <= OPEN_ROWS else f"<details><summary>{rows} rows</summary>{table}</details>"
+            text += (f"<h3>{escape(name)}</h3>" if name else "") + table
     return text
 
 
@@ -276,7 +281,8 @@ class Samples:
             return ""
         counts = sorted({len(rig["cameras"]) for rig in self.rigs})
         most = max(rig["count"] for rig in self.rigs)
-        told = f"{' or '.join(map(str, counts))} cameras around the people of a sample; a thick edge is the top of an image."
+        told = f"{' or '.join(map(str, counts))} camera{'s' if max(counts) > 1 else ''} around the people of a sample; "
+        told += "a thick edge is the top of an image."
         if most > max(counts):
             told += f" A camera that moves has as many places as frames, {most} here: some of them are shown."
         about = "Camera layout in 3D. Drag or use the arrow keys to turn it, plus, minus or the wheel to zoom, 0 to return."

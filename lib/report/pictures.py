@@ -44,7 +44,8 @@ def sample_picture(poses: Poses, row: int, root: Path | None) -> tuple[np.ndarra
         why = "the run's configuration, which names the data set, is not there"
     elif "images" in poses.arrays:
         try:
-            shown = _frame(poses, row, root) if poses.in_world else _person(poses, row, root)
+            whole = poses.in_world or poses.arrays["images"].ndim == 2
+            shown = _frame(poses, row, root) if whole else _person(poses, row, root)
             return np.ascontiguousarray(shown), ""
         except (DataError, cv2.error) as error:
             why = str(error)

@@ -104,10 +104,10 @@ def _single(poses: Poses) -> None:
         truth = None
     if root is not None:
         X, truth = X - X[:, root, None], None if truth is None else truth - truth[:, root, None]
-    poses.X = X[:, None].astype(np.float64)
+    poses.X = X[:, None]
     if truth is None:
         return
-    poses.truth = truth[:, None].astype(np.float64)
+    poses.truth = truth[:, None]
     poses.error = _mean(np.linalg.norm(X - truth, axis=-1))
     poses.measure = "mean distance of the joints" + (" after both roots were put on each other (MPJPE)" if root is not None else "")
     poses.unit = "mm"

@@ -78,14 +78,18 @@ def _rig(poses: Poses, row: int) -> tuple[Cameras, list[str], int] | None:
         cameras = try_cameras(poses, row)
         if cameras is None:
             return None
-        known = views is not None and len(views) == len(cameras)
-        return cameras, [f"view {v}" for v in (views if known else range(len(cameras)))], len(cameras)
+        known = views is not None and views.shape == a["cameras"].shape
+        return cameras, [f"view {v}" for v in (views[row] if known else range(len(cameras)))], len(cameras)
     same = np.ones(len(poses), bool)
     for key in ("subjects", "actions"):
         if key in a:
             same &= a[key] == a[key][row]
     rows = np.flatnonzero(same & (a["cameras"] >= 0))
-    rows = rows[np.unique(a["cameras"][rows], return_index=True)[1]]
+    index = a["cameras"][rows]
+    calibrations = np.concatenate([a["camera_R"][index].reshape(-1, 9) * 1e3, a["camera_t"][index]], 1)
+    # told apart by where they are: sets of films have a calibration for each frame even where the camera stands still
+    rows = rows[np.unique(np.rint(calibrations), axis=0, return_index=True)[1]]
+    rows = rows[np.argsort(a["cameras"][rows], kind="stable")]
     count = len(rows)
     if count > MOST_CAMERAS:
         rows = rows[np.linspace(0, count - 1, MOST_CAMERAS).round().astype(int)]
