@@ -1,6 +1,5 @@
 """Clips of frames: what follows what, every row judged once, one augmentation per clip, masks, mixing with single pictures."""
 
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,22 +14,12 @@ from lib.dataset.loader import Key, eval_loader, make_loader
 from lib.dataset.mixed import MixedSamples
 from lib.dataset.samples import CropSamples
 from lib.errors import DataError
-from tests.tiny_dataset import SKELETON, edited, make, replace, write_images
+from tests.tiny_dataset import SKELETON, Fixed, edited, make, replace, write_images
 
 SPEC = ImageSpec(size=(32, 24))
 WILD = Augment(scale=0.25, rot_deg=30, rot_prob=1.0, color=0.2, flip_prob=0.5)
 SKEL = skeletons.get(SKELETON)
 FRAMES, VIEWS = 7, 2
-
-
-@dataclass(frozen=True)
-class Fixed(Augment):
-    """An augmentation that always draws the same."""
-
-    params: Params = NEUTRAL
-
-    def draw(self, rng):
-        return self.params
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import logging
 import multiprocessing
 import os
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -20,18 +19,10 @@ from lib.dataset.samples import CropSamples, ViewSamples
 from lib.errors import DataError
 from lib.synthetic.world import World
 from lib.tasks import build
-from tests.tiny_dataset import NETWORK, edited, make, write_images
+from tests.tiny_dataset import NETWORK, Fixed, edited, make, write_images
 
 SPEC = ImageSpec(size=(64, 64))
 LABELS = ("x_patch", "valid", "valid_depth", "patch_from_img", "depth_scale", "root_cam", "X_cam", "x_img", "conf", "flipped")
-
-
-@dataclass(frozen=True)
-class Fixed(Augment):
-    params: Params = NEUTRAL
-
-    def draw(self, rng):
-        return self.params
 
 
 @pytest.fixture(scope="module")

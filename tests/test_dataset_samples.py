@@ -2,7 +2,6 @@
 images.
 """
 
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -20,21 +19,11 @@ from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert, transform_points
 from tests.conftest import golden
-from tests.tiny_dataset import SKELETON, edited, make, replace, write_images
+from tests.tiny_dataset import SKELETON, Fixed, edited, make, replace, write_images
 
 SPEC = ImageSpec(size=(64, 48))
 WILD = Augment(scale=0.25, rot_deg=30, rot_prob=1.0, color=0.2, flip_prob=0.5)
 SKEL = skeletons.get(SKELETON)
-
-
-@dataclass(frozen=True)
-class Fixed(Augment):
-    """An augmentation that always draws the same."""
-
-    params: Params = NEUTRAL
-
-    def draw(self, rng):
-        return self.params
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import torch
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
+from lib.dataset.augment import NEUTRAL, Augment, Params
 from lib.geometry.camera import Cameras
 
 SIZE = (160, 120)
@@ -23,6 +24,16 @@ NETWORK = {  # configuration values of a network that costs nothing
     "MODEL.EXTRA.NUM_DECONV_FILTERS": [16, 16, 16],
     "WORKERS": 0,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Augment):
+    """An augmentation that always draws the same."""
+
+    params: Params = NEUTRAL
+
+    def draw(self, rng):
+        return self.params
 
 
 def rig(views: int = 4, distance: float = 3000.0) -> Cameras:

@@ -36,7 +36,7 @@ def read(root: str | Path, split: str, aspect: float = 1.0, images: str = "") ->
     Args:
         root: folder that holds annotations/ and the folders of images.
         split: train, val, or the rest of the name of any person_keypoints_*.json, such as val2017 or train2014.
-        aspect: width / height that boxes are widened to; that of MODEL.IMAGE_SIZE keeps people's proportions.
+        aspect: width / height that boxes are widened to; with that of MODEL.IMAGE_SIZE crops show no more than they must.
         images: folder of the images below root; "" = that of the split's name, such as val2017.
 
     Raises:

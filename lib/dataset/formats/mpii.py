@@ -48,7 +48,7 @@ def read(root: str | Path, split: str, aspect: float = 1.0) -> Annotations:
     Args:
         root: folder that holds annot/ and images/.
         split: train, valid, trainval, test, or the name of any other JSON file in annot/.
-        aspect: width / height that boxes are widened to; that of MODEL.IMAGE_SIZE keeps people's proportions.
+        aspect: width / height that boxes are widened to; with that of MODEL.IMAGE_SIZE crops show no more than they must.
 
     Raises:
         DataError: no such split, a record that is damaged or has neither joints nor a place, or another order than gt_valid.mat's.
