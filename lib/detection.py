@@ -178,11 +178,11 @@ def follow(box: np.ndarray, x_img: np.ndarray, start: np.ndarray) -> np.ndarray:
     return np.concatenate([center - size / 2, center + size / 2])
 
 
-def in_order_of(boxes: np.ndarray, before: np.ndarray, least: float = 0.2) -> np.ndarray:
-    """Found boxes in the order of those of the frame before, so that a person keeps the place; new people come last.
+def in_order_of(boxes: np.ndarray, before: np.ndarray, least: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Found boxes in the order of those of the frame before, so that people keep their order; new people come last.
 
-    boxes (N, 4), before (M, 4) px -> (N, 4); two boxes are the same person's when their overlap (IoU), the largest first, is at
-    least `least`
+    boxes (N, 4), before (M, 4) px -> (N, 4), and (N,) which one of those before each is, M of new people; two boxes are the same
+    person's when their overlap (IoU), the largest first, is at least `least`
     """
     boxes, before = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(before, np.float64).reshape(-1, 4)
     low, high = np.maximum(boxes[:, None, :2], before[:, :2]), np.minimum(boxes[:, None, 2:], before[:, 2:])
@@ -194,4 +194,5 @@ def in_order_of(boxes: np.ndarray, before: np.ndarray, least: float = 0.2) -> np
         i, k = np.unravel_index(flat, overlap.shape)
         if overlap[i, k] >= least and place[i] == len(before) and k not in place:
             place[i] = k
-    return boxes[np.argsort(place, kind="stable")]
+    order = np.argsort(place, kind="stable")
+    return boxes[order], place[order]

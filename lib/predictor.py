@@ -7,8 +7,11 @@
 A network that sees one crop knows shape, not size. Its unit is the side of the box: in training that is a square which
 spans a known length at the depth of the root joint (2000 mm in Human3.6M and the embedded world), so such a box gives
 millimetres. With another box (a detector's, the whole picture) the pose is right up to one factor, which `box_mm`, or
-camera and root depth together, set. A network of TASK fusion knows the sum of people's bone lengths instead: `X_root` is then in
+camera and root depth together, set. Networks of TASK fusion and machine know how large people are instead: `X_root` is then in
 mm with any box, and neither of them changes it.
+
+Where a network looks at several frames of a person together (TASK machine), `predict_frames` takes who is who: `people`. A single picture
+is a clip of one frame.
 """
 
 from collections.abc import Sequence
@@ -19,18 +22,31 @@ import numpy as np
 import torch
 
 from lib.config import Config
+from lib.correction import DECISIONS
+from lib.dataset.clips import Clips, in_clips, sequential
 from lib.dataset.image import ImageSpec, read_image, warp
+from lib.dataset.loader import to_device
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.camera import Cameras
-from lib.geometry.crop import crop_affine
+from lib.geometry.crop import crop_affine, transform_points
 from lib.lifter import Lifter
 from lib.predict_rig import RigPredictor
-from lib.skeleton import Skeleton, get
+from lib.skeleton import Skeleton, convert, get
 from lib.tasks.base import Task
 from lib.tasks.restore import restore
 
-__all__ = ["Lifter", "Prediction", "Predictor", "RigPredictor"]
+__all__ = ["Correction", "Lifter", "Prediction", "Predictor", "RigPredictor"]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a correction at test time did to a pose."""
+
+    X_before: np.ndarray  # (J, 3) float32 mm relative to the root joint, the pose before it
+    before_px: float  # how far the image of that pose is from the 2D joints that the correction goes by, on average,
+    after_px: float  # and that of the result; as the camera projects, or a projector that was learned
+    decision: str  # one of lib.correction.DECISIONS: of a discarded one the pose is as before
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class Prediction:
     X_cam: np.ndarray | None = None  # (J, 3) mm from the camera
     K: np.ndarray | None = None  # (3, 3) the intrinsics X_cam belongs to
     assumed: tuple[str, ...] = ()  # what had to be assumed for X_root and X_cam, in words
+    correction: Correction | None = None  # of X_root and X_cam, where one was asked for
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -52,6 +69,9 @@ class Prediction:
         for name in ("box", "x_img", "conf", "X_root", "X_cam", "K"):
             array = getattr(self, name)
             values[name] = None if array is None else np.round(array.astype(float), 4).tolist()
+        if (c := self.correction) is not None:
+            values["correction"] = {"X_before": np.round(c.X_before.astype(float), 4).tolist(), "before_px": round(c.before_px, 4),
+                                    "after_px": round(c.after_px, 4), "decision": c.decision}  # fmt: skip
         return values
 
 
@@ -64,36 +84,60 @@ class Predictor:
         depth_mm: range of the network's depth.
         box_mm: what the side of a training box spans at the person; None = `depth_mm`, the custom of Human3.6M.
         box_scale: factor on the side of a box before it is cropped, as in training.
+        correction: TEST.CORRECTION of the task.
+        evidence: what finds the 2D joints that corrections go by; None = what the network sees.
     """
 
-    def __init__(self, task: Task, device: str = "auto", depth_mm=2000.0, box_mm: float | None = None, box_scale=1.0):
+    def __init__(
+        self,
+        task: Task,
+        device: str = "auto",
+        depth_mm=2000.0,
+        box_mm: float | None = None,
+        box_scale=1.0,
+        correction: str = "off",
+        evidence: "Predictor | None" = None,
+    ):
         self.device = choose_device(device)
         self.task = task.to(self.device).eval()
         self.spec: ImageSpec = task.image_spec
         self.skeleton = get(task.pose_skeleton)
         self.depth_mm, self.box_mm, self.box_scale = depth_mm, box_mm or depth_mm, box_scale
+        self.correction, self.evidence = correction, evidence
 
     @staticmethod
-    def from_checkpoint(path: str | Path, device: str = "auto", config: Config | None = None) -> "Predictor":
+    def from_checkpoint(
+        path: str | Path,
+        device: str = "auto",
+        config: Config | None = None,
+        correct: bool = False,
+        evidence: "Predictor | None" = None,
+    ) -> "Predictor":
         """The network of a checkpoint, rebuilt from the configuration inside it; no data is read.
 
         Args:
             path: a checkpoint of a run. Bare weights (`final_state.pth.tar`, published files) need `config`.
             config: what bare weights are built with, from `lib.config.load("experiments/....yaml")`.
+            correct: correct poses by 2D joints, as the CORRECTION section of the configuration says: those that the network sees, or those
+                of `evidence`.
+            evidence: another network that looks at the same boxes, for its 2D joints.
 
         Raises:
-            WeightsError: the file is missing or damaged, does not fit its model, needs `config`, or its network looks at no pictures.
-            ConfigError: no such device on this machine.
+            WeightsError: the file is missing or damaged, does not fit its model, needs `config`, its network looks at no pictures, or its
+                poses cannot be corrected.
+            ConfigError: no such device on this machine, or the poses can only be corrected by `evidence`.
         """
         choose_device(device)  # a mistyped device is reported before a large file is read
-        task = restore(path, fallback=config)
+        source = "" if not correct else "network" if evidence is None else "labels"
+        task = restore(path, fallback=config, evidence=source)
         if task.image_spec is None:
             raise WeightsError(f"{path}: its network lifts keypoints, expected one that looks at pictures; use Lifter, or --keypoints")
         if hasattr(task, "in_space"):
             raise WeightsError(f"{path}: its network finds people before several cameras, expected one that looks at a single person; "
                                "use RigPredictor, or --rig")  # fmt: skip
         cfg = task.cfg.DATASET
-        return Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE)
+        correction = task.cfg.TEST.CORRECTION
+        return Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, correction=correction, evidence=evidence)
 
     def __call__(
         self, image, box=None, camera=None, root_depth_mm: float | None = None, box_mm: float | None = None
@@ -124,15 +168,34 @@ class Predictor:
         """
         return self.predict_frames([image], [boxes], camera, root_depth_mm, box_mm, batch_size)[0]
 
+    @property
+    def clip(self) -> int:
+        """Frames of one person that the network looks at together, if it is told who is who."""
+        return self.task.clip
+
     def predict_frames(
-        self, images: Sequence, boxes: Sequence[Sequence], camera=None, root_depth_mm=None, box_mm=None, batch_size: int = 32
+        self,
+        images: Sequence,
+        boxes: Sequence[Sequence],
+        camera=None,
+        root_depth_mm=None,
+        box_mm=None,
+        batch_size: int = 32,
+        people: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Prediction]]:
         """The poses of the people in several pictures of one camera, such as frames of a video, computed in common batches.
 
-        `boxes` holds the boxes of each picture; `root_depth_mm` and `box_mm` one number, or one per box of all pictures.
+        Args:
+            images: of one size; with `people` frames that follow one another.
+            boxes: the boxes of each picture.
+            camera: see `__call__`.
+            root_depth_mm, box_mm: one number, or one per box of all pictures.
+            batch_size: boxes that are looked at together.
+            people: the number of the person in each box. A network for clips then sees the frames of one person in their order, as many at
+                once as in training, and never across a frame without the person; None = each box by itself.
 
         Raises:
-            DataError: as above, or the pictures differ in size.
+            DataError: as above, the pictures differ in size, or a person is twice in one.
         """
         images = [read_image(image) if isinstance(image, str | Path) else _check_image(image) for image in images]
         if len({image.shape for image in images}) > 1:
@@ -141,13 +204,48 @@ class Predictor:
         which = [i for i, given in enumerate(boxes) for _ in given]
         squares = np.array([self._square(box, *images[i].shape[1::-1]) for i, given in enumerate(boxes) for box in given]).reshape(-1, 4)
         depths, sides = _lengths(root_depth_mm, len(which), "root_depth_mm"), _lengths(box_mm, len(which), "box_mm")
+        seen = self._joints(images, boxes, batch_size)
+        clips = self._clips(which, people)
+        size = max(1, batch_size // clips.rows.shape[1])
+        done: dict[int, Prediction] = {}
+        for start in range(0, len(clips.rows), size):
+            part = Clips(*(values[start : start + size] for values in clips))
+            rows, place = np.unique(part.rows, return_inverse=True)
+            given = depths[rows], sides[rows], {name: value[rows] for name, value in seen.items()}
+            made = self._predict([images[which[i]] for i in rows], squares[rows], camera, *given, part, place.reshape(part.rows.shape))
+            done |= zip(part.rows[part.judged].tolist(), made, strict=True)
         found: list[list[Prediction]] = [[] for _ in boxes]
-        for start in range(0, len(squares), batch_size):
-            part = slice(start, start + batch_size)
-            shown = [images[i] for i in which[part]]
-            for i, person in zip(which[part], self._predict(shown, squares[part], camera, depths[part], sides[part]), strict=True):
-                found[i].append(person)
+        for row, i in enumerate(which):
+            found[i].append(done[row])
         return found
+
+    def _clips(self, which: list[int], people: Sequence[Sequence[int]] | None) -> Clips:
+        """What is looked at together, numbers of boxes, each judged once.   which: the picture of each box"""
+        frame, rows, starts = np.array(which, np.int64), np.arange(len(which)), np.arange(len(which) + 1)
+        if people is None or self.clip == 1:
+            return sequential(rows, starts, 1)
+        person = np.array([number for given in people for number in given], np.int64)
+        if len(person) != len(frame):
+            raise DataError(f"people: {len(person)} numbers for {len(frame)} boxes, expected one for each")
+        rows = np.lexsort([frame, person])
+        step, same = np.diff(frame[rows]), np.diff(person[rows]) == 0
+        if (same & (step == 0)).any():
+            raise DataError(f"people: one is twice in picture {frame[rows][1:][same & (step == 0)][0]}; give each box there its own number")
+        first = np.flatnonzero(np.append(True, ~same | (step > 1))) if len(rows) else []
+        return sequential(rows, np.append(first, len(rows)).astype(np.int64), self.clip)
+
+    def _joints(self, images: list, boxes: Sequence[Sequence], batch_size: int) -> dict[str, torch.Tensor]:
+        """2D joints of another network, x_img (N, J, 2) px and conf (N, J); of joints that it lacks 0."""
+        if self.evidence is None:
+            return {}
+        people = [p for picture in self.evidence.predict_frames(images, boxes, batch_size=batch_size) for p in picture]
+        source = self.evidence.skeleton
+        x = torch.from_numpy(np.array([p.x_img for p in people], np.float32).reshape(-1, source.num, 2))
+        conf = torch.from_numpy(np.array([p.conf for p in people], np.float32).reshape(-1, source.num))
+        # Heights of peaks differ from network to network: the surest joint of a person counts in full.
+        conf = conf / conf.amax(1, keepdim=True).clamp(min=1e-6)
+        joints, present = convert(torch.cat([x, conf[..., None]], -1), source, self.skeleton)
+        return {"x_img": joints[..., :2], "conf": joints[..., 2].clamp(0, 1) * torch.as_tensor(present)}
 
     def _square(self, box, width: int, height: int) -> np.ndarray:
         """The square around a box that is cropped.   -> (4,) x0 y0 x1 y1 px"""
@@ -162,8 +260,11 @@ class Predictor:
         center, half = (low + high) / 2, 0.5 * (high - low).max() * self.box_scale
         return np.concatenate([center - half, center + half])
 
-    def _predict(self, images, squares, camera, depth_mm, box_mm) -> list[Prediction]:
-        """One batch, a picture per square; depth_mm and box_mm (N,) hold NaN where nothing was given."""
+    def _predict(self, images, squares, camera, depth_mm, box_mm, seen, clips: Clips, place: np.ndarray) -> list[Prediction]:
+        """One batch, a picture per square; depth_mm and box_mm (N,) hold NaN where nothing was given.
+
+        place (K, T): the squares that make clips. -> the judged frames of clips, in their order
+        """
         box = torch.from_numpy(squares)
         side_px = (box[:, 2] - box[:, 0]).numpy()
         patch_from_img = crop_affine((box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2], self.spec.size)
@@ -182,18 +283,28 @@ class Predictor:
         # a patch is as wide as the range of depth is long, for a training box; another box scales depth with its sides
         depth_scale = self.spec.size[0] / self.depth_mm * (self.box_mm * self.box_scale / side_mm)
         batch = {
-            "image": torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous().to(self.device),
-            "patch_from_img": patch_from_img.float().to(self.device),
-            "depth_scale": torch.from_numpy(depth_scale).float().to(self.device),
+            "image": torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous(),
+            "patch_from_img": patch_from_img.float(),
+            "depth_scale": torch.from_numpy(depth_scale).float(),
         }
-        with torch.no_grad():
-            pred = {k: v.double().cpu() for k, v in self.task.predict(batch).items()}
+        if seen:
+            batch |= seen | {"x_patch": transform_points(patch_from_img.float(), seen["x_img"]), "valid": (seen["conf"] > 0).float()}
+        if self.correction == "camera":
+            if camera is None:
+                raise DataError("camera: is not known, but poses are corrected through it; give its focal length (--focal) or intrinsics")
+            batch["camera"] = cameras.expand(len(squares)).to(dtype=torch.float32)
+            batch["root_cam"] = torch.from_numpy(np.stack([0 * depth_mm, 0 * depth_mm, depth_mm], -1)).float()
+        pred, frames = self._seen(batch, clips, place)
+        squares, side_px, side_mm, depth_mm, root_mm = (values[frames] for values in (squares, side_px, side_mm, depth_mm, root_mm))
         X_root = X_cam = None
         if "X_root" in pred:  # of people whose size the task knows: the box tells nothing about it
             X_root, root, depth = pred["X_root"], self.skeleton.root_index, torch.tensor(root_mm)
             depth = torch.where(depth.isfinite(), depth, focal * pred["mm_per_px"])[:, None]
             X_cam = X_root + cameras.unproject_cam(pred["x_img"][:, root, None], depth)
             assumed = [*about_camera, *self.task.assumed()]
+        elif "X_cam" in pred:
+            X_cam = pred["X_cam"]
+            X_root = X_cam - X_cam[:, self.skeleton.root_index, None]
         elif "z_mm" in pred:
             x, z, root = pred["x_img"], pred["z_mm"], self.skeleton.root_index
             depth = torch.from_numpy(depth_mm)[:, None]
@@ -207,7 +318,37 @@ class Predictor:
         rows = [squares, pred["x_img"], pred["conf"], X_root, X_cam]
         columns = [[None] * len(squares) if a is None else np.asarray(a, dtype=np.float32) for a in rows]
         K, said = (None, ()) if X_cam is None else (cameras.K.numpy().astype(np.float32), tuple(assumed))
-        return [Prediction(self.skeleton, *row, K=K, assumed=said) for row in zip(*columns, strict=True)]
+        ends = self._corrections(pred, len(squares))
+        return [Prediction(self.skeleton, *row, K, said, end) for *row, end in zip(*columns, ends, strict=True)]
+
+    def _seen(self, batch: dict, clips: Clips, place: np.ndarray) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+        """What the task makes of a batch of squares, in the order of the judged frames of clips, and the squares of those."""
+        over_time = place.shape[1] > 1
+        flat, shape = torch.from_numpy(place.reshape(-1)), place.shape if over_time else place.shape[:1]
+        batch = {name: in_clips(value, flat, shape) for name, value in batch.items()}
+        if over_time:
+            batch["mask"] = torch.from_numpy(clips.mask)
+        with torch.no_grad():
+            pred = self.task.predict(to_device(batch, self.device))
+        pred = {name: (value[torch.from_numpy(clips.judged)] if over_time else value).double().cpu() for name, value in pred.items()}
+        if "x_img" not in pred:
+            raise WeightsError(
+                "checkpoint: its network tells no 2D joints, by which a person has a place in the picture; give one that has a 2D head "
+                "(MACHINE.HEAD2D), or whose projector has learned (MACHINE.STAGE projector, joint)"
+            )
+        return pred, place[clips.judged]
+
+    def _corrections(self, pred: dict[str, torch.Tensor], count: int) -> list[Correction | None]:
+        if self.correction == "off":
+            return [None] * count
+        if "X_before" not in pred:
+            raise WeightsError(
+                "checkpoint: its network has no poses to correct: it tells no depth, or its projector has not learned yet (MACHINE.STAGE "
+                "projector, joint); give another one, or leave the correction out"
+            )
+        before, after = (pred[name].tolist() for name in ("reprojection_before_px", "reprojection_px"))
+        ends = [DECISIONS[k] for k in pred["decision"].long().tolist()]
+        return [Correction(*row) for row in zip(pred["X_before"].numpy().astype(np.float32), before, after, ends, strict=True)]
 
 
 def _cameras(camera, image: np.ndarray) -> tuple[Cameras, list[str]]:

@@ -10,6 +10,8 @@ examples
   python scripts/predict.py walk.mp4 --detector torchvision --detect-every 1 --every 2
   python scripts/predict.py photo.jpg --box 120 80 360 560 --focal 1145 --root-depth 4500       mm from the camera
   python scripts/predict.py photo.jpg --checkpoint output/synthetic/pose3d_resnet/train-ss/model_best.pth.tar
+  python scripts/predict.py walk.mp4 --box 120 80 360 560 --checkpoint output/machine/.../model_best.pth.tar --correct      clips
+  python scripts/predict.py photo.jpg --focal 1145 --correct --evidence output/demo/synthetic/pose3d_resnet/pretrain/model_best.pth.tar
   python scripts/predict.py --keypoints walk.npz --checkpoint output/.../model_best.pth.tar --video walk.mp4      lifting
   python scripts/predict.py --keypoints openpose/ --image-size 1920 1080 --fps 30 --camera mine.json --checkpoint ... --form csv mp4
   python scripts/predict.py --rig data/mine --associate                  2D poses of all cameras put together and triangulated
@@ -19,11 +21,18 @@ boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.mp4": [...]}, in px; files tha
 pictures of its own the folders in it are searched; names are then paths in it ("walk/a.jpg"), and so are those of results.
 The network sees a square around each box. In training that square spans about 2 m and the person fills most of it, so
 give boxes some margin (--margin 1.2 for boxes that touch the person, the default for those of the detector); the pose has
-the scale of the square (--box-mm). A network of TASK fusion takes people to be as large as those of its training instead.
+the scale of the square (--box-mm). Networks of TASK fusion and machine take people to be as large as those of their training instead.
+
+--correct moves each 3D pose until it agrees with 2D joints, as TEST.CORRECTION does in an evaluation and the checkpoint's CORRECTION says:
+through the learned projector of TASK machine, or else through the camera, which must be given (--focal, with --keypoints --camera). The
+2D joints are those that the network sees, or those of another network at the same boxes (--evidence; TASK integral needs one, for its own
+2D joints always agree); with --keypoints they are the keypoints. How far poses were from them before and after is said and stored, and so
+are the poses before.
 
 The detector is torchvision's Faster R-CNN. Its weights must be at hand (--detector-weights FILE, torch's cache of downloads, or
 models/); nothing is downloaded without being asked for.
-In a video, boxes are those of the first frame. From frame to frame a box moves with the median of the person's joints, by a quarter
+In a video, a network of TASK machine looks at as many consecutive frames of a person as in training; a picture is a clip of one frame.
+Boxes are those of the first frame. From frame to frame a box moves with the median of the person's joints, by a quarter
 of its side at most; it keeps its size while that is 1.05 to 2.6 times the extent of the joints, else it changes by 3 %. With a
 detector, people are found anew every --detect-every frames.
 
@@ -54,8 +63,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -91,11 +101,13 @@ BATCH = 16  # frames predicted at once, where their boxes do not depend on each 
 LEAST_DRAWN = 0.1  # confidence that a joint is drawn with at least: on pictures unlike those of the training it is low throughout
 PANEL = 480  # px, height of the pictures in a clip
 COLUMNS = ("box", "x_img", "conf", "X_root", "X_cam")
+CORRECTED = ("X_before", "before_px", "after_px", "decision")
 PICTURES_ONLY = ("image", "box", "boxes", "annotated", "detector", "detector_weights", "threshold", "margin", "box_mm", "focal",
-                 "root_depth", "every", "detect_every")  # fmt: skip
+                 "root_depth", "every", "detect_every", "evidence")  # fmt: skip
 LIFTING_ONLY = ("layout", "track", "person", "camera", "video", "truth", "fps", "image_size", "form", "size", "azimuth", "elevation",
                 "skip", "downsample")  # fmt: skip
 RIG_ONLY = ("associate", "split", "calibration", "unit", "method", "min_conf", "max_people", "gate_mm", "gap", "min_frames", "space", "up")
+NOT_RIG = ("correct",)
 RIG_TOO = ("layout", "form", "size", "azimuth", "elevation", "skip", "fps", "every")  # of the others, read with --rig as well
 UNITS = "x_img px, X_root and X_cam mm (x right, y down, z forward)"
 
@@ -135,6 +147,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, take every N-th frame")
     parser.add_argument("--limit", type=int, metavar="N", help="of a video, take at most N frames")
     parser.add_argument("--detect-every", type=int, default=10, metavar="N", help="taken frames between two detections; default: 10")
+    parser.add_argument("--correct", action="store_true", help="correct 3D poses by 2D joints; see below")
+    parser.add_argument("--evidence", type=Path, metavar="CHECKPOINT", help="network whose 2D joints --correct goes by; default: the same")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one) or a torch device")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     add_lifting(parser.add_argument_group("3D motion from keypoints"))
@@ -144,7 +158,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--rig: not allowed with --keypoints")
     mode = "--rig" if args.rig else "--keypoints" if args.keypoints else ""
     foreign = {
-        "--rig": [name for name in PICTURES_ONLY + LIFTING_ONLY if name not in RIG_TOO],
+        "--rig": [name for name in PICTURES_ONLY + LIFTING_ONLY + NOT_RIG if name not in RIG_TOO],
         "--keypoints": PICTURES_ONLY + RIG_ONLY,
         "": LIFTING_ONLY + RIG_ONLY,
     }[mode]
@@ -169,7 +183,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error("--checkpoint: expected the file of a network that lifts keypoints (./run train with TASK temporal makes one)")
         if args.skip < 0 or not 64 <= args.size <= 4096:
             parser.error("--skip: expected 0 or more frames" if args.skip < 0 else "--size: expected 64 to 4096 px")
+        if args.correct and not args.camera:
+            parser.error("--correct: expected --camera, through which the poses are corrected")
         return args
+    if args.evidence and not args.correct:
+        parser.error("--evidence: expected --correct, which goes by it")
     if (args.picture is None) == (args.image is None):
         parser.error("expected one picture, video or folder, as an argument or as --image")
     args.picture = args.picture or args.image
@@ -253,7 +271,8 @@ def predict_all(args: argparse.Namespace) -> int:
             raise RunError(f"{existing[0]}: exists; use --overwrite to replace it, or another --out")
     find = finder(args)
     config = load(args.cfg) if args.cfg else None
-    predictor = Predictor.from_checkpoint(checkpoint(args.checkpoint), args.device, config)
+    evidence = Predictor.from_checkpoint(checkpoint(args.evidence), args.device) if args.evidence else None
+    predictor = Predictor.from_checkpoint(checkpoint(args.checkpoint), args.device, config, args.correct, evidence)
     done, kept, bad = 0, 0, []
     for path, target in zip(tqdm(names, unit="file", disable=single), targets, strict=True):
         if not args.overwrite and all(file.exists() for file in result_files(target, path)):
@@ -468,6 +487,7 @@ def write(
     """The four files of one picture; each appears whole or not at all."""
     as_json, as_npz, as_2d, as_3d = result_files(target, path)
     skeleton = predictor.skeleton
+    say_corrections(path, people)
     record = {
         "image": path.name,
         "width": image.shape[1],
@@ -482,11 +502,21 @@ def write(
     for i, p in enumerate(people):
         conf = np.maximum(p.conf, LEAST_DRAWN)
         overlay = vis.draw_skeleton_2d(overlay, p.x_img, skeleton, conf)
-        rows.append(vis.SheetRow(image, p.x_img, p.X_root, conf=conf, crop=p.box, caption=f"person {i}"))
+        X = p.X_root if p.correction is None else {"before": p.correction.X_before, "corrected": p.X_root}
+        rows.append(vis.SheetRow(image, p.x_img, X, conf=conf, crop=p.box, caption=f"person {i}"))
     vis.save_image(as_2d, overlay)
     title = f"{path.name}: {len(people)} {'person' if len(people) == 1 else 'people'}"
     assumed = "\n".join(f"assumed: {text}" for text in (people[0].assumed if people else ()))
     vis.save_image(as_3d, vis.pose_sheet(rows or [vis.SheetRow(image)], skeleton, title, assumed))
+
+
+def say_corrections(path: Path, people: list[Prediction]) -> None:
+    """What corrections did to the poses of a picture or video."""
+    ends = [p.correction for p in people if p.correction is not None]
+    if ends:
+        before, after = (np.mean([getattr(end, name) for end in ends]) for name in ("before_px", "after_px"))
+        how = ", ".join(f"{number} {name}" for name, number in sorted(Counter(end.decision for end in ends).items()))
+        print(f"{path}: corrected {len(ends)} poses, {before:.2f} -> {after:.2f} px from the 2D joints on average ({how})", file=sys.stderr)
 
 
 def make_folder(path: Path) -> None:
@@ -500,6 +530,7 @@ def save_tables(as_json: Path, as_npz: Path, record: dict, people: list[Predicti
     """The JSON file, and an npz of one row per person."""
     atomic_write(as_json, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
     columns = {name: [getattr(p, name) for p in people] for name in COLUMNS}
+    columns |= {name: [getattr(p.correction, name, None) for p in people] for name in CORRECTED}
     arrays = {name: np.stack(rows) for name, rows in columns.items() if rows and rows[0] is not None} | more
     atomic_write(as_npz, lambda file: np.savez_compressed(file, joints=np.array(skeleton.joints), **arrays))
 
@@ -520,7 +551,7 @@ def predict_video(
     with Clip(as_mp4, as_gif, video.fps / args.every) as clip, bar:
         for number, image, people in predictions(video, start, find, predictor, args):
             view = view or (viewpoint(people) if people else None)
-            clip.add(clip_frame(image, people, predictor.skeleton, view))
+            clip.add(clip_frame(image, people, predictor.skeleton, view, args.correct))
             records.append({"frame": number, "people": [p.to_dict() for p in people]})
             rows += people
             where += [(number, i) for i in range(len(people))]
@@ -529,38 +560,69 @@ def predict_video(
         "video": path.name, "width": video.width, "height": video.height, "fps": video.fps, "every": args.every,
         "checkpoint": str(args.checkpoint), "units": UNITS, "frames": records,
     }  # fmt: skip
+    say_corrections(path, rows)
     frame, person = np.array(where, np.int32).reshape(-1, 2).T
     save_tables(as_json, as_npz, record, rows, predictor.skeleton, frame=frame, person=person)
+
+
+class Followed(NamedTuple):
+    """A frame of a video and the boxes of the people in it."""
+
+    number: int
+    image: np.ndarray
+    boxes: list[np.ndarray]
+    who: list[int]  # the number of the person in each
+    people: list[Prediction] | None  # by this frame alone, if following needed that
 
 
 def predictions(
     video: Video, boxes: list | None, find: Finder | None, predictor: Predictor, args: argparse.Namespace
 ) -> Iterator[tuple[int, np.ndarray, list[Prediction]]]:
     """Number, picture and people of each frame that is taken."""
-    frames = video.frames(args.every, args.limit)
-    camera = camera_of(video.width, video.height, args)
+    camera, clip = camera_of(video.width, video.height, args), predictor.clip
+    for window in windows(followed(video, boxes, find, predictor, args, camera), clip * max(1, BATCH // clip), clip):
+        found = [frame.people for frame in window]
+        if clip > 1 or None in found:
+            given = [frame.boxes for frame in window], camera, args.root_depth, args.box_mm
+            found = predictor.predict_frames([frame.image for frame in window], *given, people=[frame.who for frame in window])
+        yield from ((frame.number, frame.image, people) for frame, people in zip(window, found, strict=True))
+
+
+def windows(frames: Iterator[Followed], size: int, least: int) -> Iterator[list[Followed]]:
+    """Frames that follow one another, `size` at once and at the end at least `least`, so that clips of so many are as if all were there."""
+    held: list[Followed] = []
+    for frame in frames:
+        held.append(frame)
+        if len(held) == size + least:
+            yield held[:size]
+            held = held[size:]
+    if held:
+        yield held
+
+
+def followed(
+    video: Video, boxes: list | None, find: Finder | None, predictor: Predictor, args: argparse.Namespace, camera: list | None
+) -> Iterator[Followed]:
+    """Each frame that is taken, with its boxes: given in the first one, or found in every so many."""
+    numbers = count()
     now = np.zeros((0, 4)) if boxes is None else np.array(boxes, np.float64).reshape(-1, 4)
-    if find is not None and args.detect_every == 1:  # no frame depends on the one before
-        while batch := list(islice(frames, BATCH)):
-            found = []
-            for _, image in batch:
-                now = in_order_of(found_boxes(find, image, args), now)
-                found.append(list(now))
-            people = predictor.predict_frames([image for _, image in batch], found, camera, args.root_depth, args.box_mm)
-            yield from ((number, image, p) for (number, image), p in zip(batch, people, strict=True))
-        return
+    who = [next(numbers) for _ in now]
     starts: list[np.ndarray] = []  # anchors of the frame in which the boxes were given or found
-    for taken, (number, image) in enumerate(frames):
+    for taken, (number, image) in enumerate(video.frames(args.every, args.limit)):
         if find is not None and (taken % args.detect_every == 0 or not len(now)):
-            seen = found_boxes(find, image, args)
-            now, starts = (in_order_of(seen, now), []) if len(seen) else (now, starts)
+            seen, place = in_order_of(found_boxes(find, image, args), now)
+            if len(seen) or args.detect_every == 1:
+                now, who, starts = seen, [who[k] if k < len(who) else next(numbers) for k in place], []
+        if find is not None and args.detect_every == 1:  # no frame depends on the one before
+            yield Followed(number, image, list(now), who, None)
+            continue
         people = predictor.predict_boxes(image, list(now), camera, args.root_depth, args.box_mm)
-        yield number, image, people
+        yield Followed(number, image, list(now), who, people)
         starts = starts or [anchor(box, p.x_img) for box, p in zip(now, people, strict=True)]
         moved = [follow(box, p.x_img, start) for box, p, start in zip(now, people, starts, strict=True)]
         inside = [bool((box[2:] > 0).all() and (box[:2] < (video.width, video.height)).all()) for box in moved]
         now = np.array(moved).reshape(-1, 4)[inside]
-        starts = [start for start, kept in zip(starts, inside, strict=True) if kept]
+        who, starts = ([value for value, kept in zip(values, inside, strict=True) if kept] for values in (who, starts))
 
 
 def found_boxes(find: Finder, image: np.ndarray, args: argparse.Namespace) -> np.ndarray:
@@ -579,8 +641,8 @@ def viewpoint(people: list[Prediction]) -> dict:
     return {"center": center, "half_mm": float(1.15 * np.linalg.norm(joints - center, axis=-1).max() + 200)}
 
 
-def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, view: dict | None) -> np.ndarray:
-    """Overlay and, for a network with depth, the 3D poses beside it."""
+def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, view: dict | None, corrected: bool) -> np.ndarray:
+    """Overlay and, for a network with depth, the 3D poses beside it; of a single person also the pose before a correction."""
     share = PANEL / image.shape[0]
     shown = cv2.resize(image, (round(image.shape[1] * share), PANEL), interpolation=cv2.INTER_AREA if share < 1 else cv2.INTER_LINEAR)
     for p in people:
@@ -591,9 +653,11 @@ def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, 
     if view == {}:
         return shown
     single = view is not None and not view["center"].any()
-    X = np.array([p.X_root if single else p.X_cam for p in (people[:1] if single else people)]).reshape(-1, skeleton.num, 3)
-    panel = vis.draw_skeleton_3d(X, skeleton, size=PANEL, azimuth=25.0, **(view or {}))
-    return beside([shown, panel], 6)
+    shots = [[p.X_root for p in people[:1]] if single else [p.X_cam for p in people]]
+    if single and corrected:
+        shots.insert(0, [p.correction.X_before for p in people[:1]])
+    poses = [np.array(shot).reshape(-1, skeleton.num, 3) for shot in shots]
+    return beside([shown, *(vis.draw_skeleton_3d(X, skeleton, size=PANEL, azimuth=25.0, **(view or {})) for X in poses)], 6)
 
 
 if __name__ == "__main__":

@@ -474,9 +474,11 @@ def test_a_box_follows_the_joints_and_stays_without_motion():
 def test_found_people_keep_their_places():
     before = np.array([[0, 0, 10, 10], [50, 0, 60, 10], [90, 0, 99, 10.0]])
     found = np.array([[200, 0, 210, 10], [52, 0, 62, 10], [1, 0, 11, 10.0]])
-    np.testing.assert_array_equal(detection.in_order_of(found, before), found[[2, 1, 0]])
-    np.testing.assert_array_equal(detection.in_order_of(found, np.zeros((0, 4))), found)
-    assert detection.in_order_of(np.zeros((0, 4)), before).shape == (0, 4)
+    ordered, who = detection.in_order_of(found, before)
+    np.testing.assert_array_equal(ordered, found[[2, 1, 0]])
+    assert who.tolist() == [0, 1, 3] and detection.in_order_of(found[:2], before)[1].tolist() == [1, 3]
+    np.testing.assert_array_equal(detection.in_order_of(found, np.zeros((0, 4)))[0], found)
+    assert detection.in_order_of(np.zeros((0, 4)), before)[0].shape == (0, 4)
 
 
 def test_frames_of_a_video_are_predicted_together(weights):

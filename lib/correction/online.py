@@ -46,6 +46,12 @@ class Corrected:
     point_loss: Tensor | None = None  # (...,U+1) mean squared distance from the 2D evidence;
     bone_loss: Tensor | None = None  # (...,U+1) the same of bones, 0 without them
 
+    def projections(self) -> tuple[Tensor, Tensor]:
+        """Where the networks of each pose project it before and after its correction, with a trace.   -> (...,J,2), (...,J,2) shares"""
+        last = torch.where(self.decision == DISCARDED, 0, self.steps)[..., None, None, None]
+        after = self.p2d.gather(-3, last.expand(*last.shape[:-2], *self.p2d.shape[-2:]))
+        return self.p2d[..., 0, :, :], after[..., 0, :, :]
+
 
 class _Record:
     """What happens to the poses of a batch. A look is at the state after so many updates, and holds until the next one."""

@@ -164,7 +164,7 @@ class ClipSamples(PersonCrops):
         # Every frame is made once; a place behind the end takes the last one before it, which is its clip's.
         made = self._labelled(clips.rows[there], [p for p, count in zip(params, there.sum(1), strict=True) for _ in range(count)])
         place = torch.from_numpy(np.cumsum(there) - 1)
-        batch = {name: _unflat(value, place, shape) for name, value in made.items() if name != "id"}
+        batch = {name: in_clips(value, place, shape) for name, value in made.items() if name != "id"}
         batch |= _seen(batch, params, self.root_joint, self.flip)
         mask = torch.from_numpy(there)
         for name in MASKED:
@@ -178,7 +178,8 @@ class ClipSamples(PersonCrops):
         }
 
 
-def _unflat(value: Tensor | Cameras, place: Tensor, shape: tuple[int, int]) -> Tensor | Cameras:
+def in_clips(value: Tensor | Cameras, place: Tensor, shape: tuple[int, ...]) -> Tensor | Cameras:
+    """Values (N,...) of frames as clips (B,T,...) of those at `place` (B T,); shape is (B, T)."""
     value = value[place]
     return value.reshape(*shape) if isinstance(value, Cameras) else value.unflatten(0, shape)
 

@@ -18,6 +18,7 @@ from lib.skeleton import Skeleton, get
 
 VARIANTS = ("standard", "reference")
 PCK_TABLE = ("pck150_percent", "auc_percent")  # by action, too, where MPI-INF-3DHP's joints are judged
+REPROJECTION = ("reprojection_before_px", "reprojection_px")  # of corrections, from the 2D joints they go by
 PCK2D = {"pck2d_percent": 0.05, "pck2d_at10_percent": 0.10}  # thresholds as parts of the box (0.05 of 2 m is 10 cm)
 
 
@@ -122,7 +123,7 @@ class PoseEvaluator(RowEvaluator):
         ConfigError: unknown joint set or variant, the skeleton lacks a joint of the set, or the clusters are of another one.
     """
 
-    further: tuple[str, ...] = ("decision",)  # columns of predictions that are kept beside the poses, where they are there
+    further: tuple[str, ...] = ("decision", *REPROJECTION)  # columns of predictions that are kept beside the poses, where they are there
     tabled: tuple[str, ...] = ()  # metrics of a subclass that the table by action has, too
 
     def __init__(
@@ -160,8 +161,8 @@ class PoseEvaluator(RowEvaluator):
                 )
 
     def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
-        """Add a batch: pred X_cam (B,J,3) mm (and valid (B,J) if some joints are undefined, and decision (B,), how corrections ended,
-        see lib.correction.DECISIONS); batch X_cam, X_valid, id.
+        """Add a batch: pred X_cam (B,J,3) mm (and valid (B,J) if some joints are undefined, and of corrections decision (B,), how they
+        ended, see lib.correction.DECISIONS, and REPROJECTION (B,) each); batch X_cam, X_valid, id.
 
         Raises:
             DataError: the number of joints is not the skeleton's.
@@ -190,7 +191,7 @@ class PoseEvaluator(RowEvaluator):
         values = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
         tables = {key: values.pop(key) for key in ("joint_mm", "joint_pa_mm")}
         arrays = {key: value.numpy() for key, value in values.items()}
-        metrics = _means(arrays)
+        metrics = _means(arrays | {key: rows[key].numpy() for key in REPROJECTION if key in rows})
         tabled = (*PROTOCOLS, *(PCK_TABLE if self.joint_set == "3dhp14" else ()), *self.tabled)
         per_action = self._per_action(rows["id"], {k: arrays[k] for k in tabled})
         return Report(

@@ -31,6 +31,7 @@ class Task(nn.Module):
     corrections: tuple[str, ...] = ("off",)  # what TEST.CORRECTION may be
     model: nn.Module  # what a released checkpoint contains
     image_spec: ImageSpec | None = None  # stored with the weights
+    clip: int = 1  # consecutive frames of one person that are looked at together; `predict` takes batches (B,T,...) of so many, too
     skeleton: str = ""  # joints of the model's output, stored with the weights
 
     @property

@@ -32,7 +32,7 @@ from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import data, structure
 from lib.tasks.base import Step, Task
-from lib.tasks.correction import through_camera, told
+from lib.tasks.correction import ended, through_camera, told
 from lib.weights.load import initialise
 
 HEATMAP_LOSS = "HeatmapMSELoss"
@@ -114,7 +114,8 @@ class IntegralTask(Task):
         super().__init__()
         self.cfg = cfg
         if cfg.TEST.CORRECTION == "camera" and cfg.CORRECTION.EVIDENCE == "network":
-            found = "is network, whose own 2D joints agree with its poses already; set it to labels, in which detections may be, too"
+            found = "is network, whose own 2D joints agree with its poses already; set it to labels, in which detections may be, too, or " \
+                    "give scripts/predict.py --evidence"
             raise cfg.error("CORRECTION.EVIDENCE", found)
         self.skeleton = data.skeleton_name(cfg)
         self.model = self._network()
@@ -228,7 +229,8 @@ class IntegralTask(Task):
         Returns:
             x_img (B,J,2) px, conf (B,J) 0..1 and, from a network with depth, z_mm (B,J) relative to the root; where the batch
             knows cameras and root depths also X_cam (B,J,3) mm. As in the published protocol (Sun et al., ECCV 2018), the
-            root's depth and the camera are those of the ground truth.
+            root's depth and the camera are those of the ground truth. With TEST.CORRECTION X_cam is corrected by x_img and conf of the
+            batch; X_before (B,J,3) mm relative to the root is the pose before that, and see `lib.tasks.correction.ended`.
         """
         x_patch, conf = self.predict_patch(batch["image"])
         pred = {"conf": conf, "x_img": transform_points(invert(batch["patch_from_img"]), x_patch[..., :2])}
@@ -247,7 +249,7 @@ class IntegralTask(Task):
         found = through_camera(
             self.cfg, X_cam - root[:, None], batch["x_img"], batch["camera"], batch["conf"], root, self.skeleton
         )
-        return {"X_cam": found.X_cam, "updates": found.steps, "decision": found.decision}
+        return {"X_cam": found.X_cam, "X_before": X_cam - root[:, None]} | ended(found)
 
     def predict_patch(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Joints in the patch and their confidence, mirrored image averaged in when TEST.FLIP_TEST.

@@ -6,7 +6,6 @@ correction (TEST.CORRECTION projector) asks no label: it pulls the projection of
 """
 
 import logging
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from lib.correction import Corrected, OnlineCorrector
 from lib.dataset import protocols
 from lib.dataset.annotations import Annotations, concat
 from lib.dataset.clips import ClipSamples
@@ -33,6 +31,7 @@ from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import data
 from lib.tasks.base import Step
+from lib.tasks.correction import ended_in_shares, through_projector, told_of_projector
 from lib.tasks.integral import IntegralTask
 
 log = logging.getLogger("parallax")
@@ -63,7 +62,8 @@ class MachineTask(IntegralTask):
             raise cfg.error("MACHINE.HEAD2D", "is none, but MACHINE.STAGE 2d trains that head; set fc, maps or lstm")
         evidence = cfg.CORRECTION.EVIDENCE
         if cfg.TEST.CORRECTION == "projector" and evidence == "network" and m.HEAD2D == "none":
-            raise cfg.error("CORRECTION.EVIDENCE", "is network, but MACHINE.HEAD2D is none; set it to labels, or a 2D head to fc")
+            raise cfg.error("CORRECTION.EVIDENCE", "is network, but MACHINE.HEAD2D is none; set it to labels (scripts/predict.py "
+                            "--evidence), or a 2D head to fc")
         if m.PROTOCOL:
             protocols.selection(m.PROTOCOL, "train")
         # There is nothing to correct before the projector has learned.
@@ -107,6 +107,10 @@ class MachineTask(IntegralTask):
             if part not in self.learned:
                 module.eval()
         return self
+
+    @property
+    def clip(self) -> int:
+        return self.cfg.MACHINE.CLIP
 
     @property
     def dims(self) -> int:
@@ -257,9 +261,10 @@ class MachineTask(IntegralTask):
 
         Returns:
             In stage 2d x_img (B,T,J,2) px and conf (B,T,J). Else X_root (B,T,J,3) mm relative to the root in camera axes, the result;
-            X_coarse and X_regressed likewise, the lifted pose and the one before a correction; x_img, the 2D pose seen, if there is one.
-            Where the batch knows the root's place, X_cam and the stages are put there. With a correction, `updates` (B,T) and `decision`
-            (B,T), see lib.correction.DECISIONS.
+            X_coarse and X_regressed likewise, the lifted pose and the one before a correction; x_img and conf, the 2D pose seen, or without
+            a head for it where the pose projects, once the projector has learned; with it mm_per_px (B,T) of the image at the person.
+            Where the batch knows the root's place, X_cam and the stages are put there. With a correction, X_before (B,T,J,3) mm relative to
+            the root is the pose before it, and see `lib.tasks.correction.ended`.
         """
         if batch["image"].ndim == 4:
             single = {name: value[:, None] for name, value in batch.items() if torch.is_tensor(value) and name != "id"}
@@ -269,48 +274,40 @@ class MachineTask(IntegralTask):
 
     def _predict(self, batch: dict) -> dict[str, Tensor]:
         feat, x = self.model.see(self.prepare(batch["image"]), batch["mask"])
-        pred = {}
-        if x is not None:
-            size = x.new_tensor(self.image_spec.size)
-            img_from_patch = invert(batch["patch_from_img"]).flatten(0, 1)
-            pred["x_img"] = transform_points(img_from_patch, (x * size).flatten(0, 1)).unflatten(0, x.shape[:2])
-            pred["conf"] = torch.ones_like(x[..., 0])
         if self.cfg.MACHINE.STAGE == "2d":
-            return pred
+            return self._in_picture(x, batch)
         p3d = self.model.lift(feat, batch["mask"])
         mm = self.model.normalizer.denormalize
-        pred["X_coarse"] = mm(p3d)
+        pred = {"X_coarse": mm(p3d)}
         pred["X_root"] = pred["X_coarse"]
         if self.cfg.MACHINE.STAGE != "lift":
-            pred["X_regressed"] = pred["X_root"] = mm(self.model.regress(p3d))
+            regressed = self.model.regress(p3d)
+            x = self.model.project(regressed) if x is None else x
+            pred["X_regressed"] = pred["X_root"] = mm(regressed)
         if self.corrects:
-            found = self.correct(p3d, *self._evidence(batch, feat))
-            pred |= {"X_root": found.X_root, "updates": found.steps, "decision": found.decision}
+            pred |= self._corrected(p3d, *self._evidence(batch, feat), batch)
+        if x is not None:
+            pred |= self._in_picture(x, batch)
+            # Of a scaled parallel projection, which keeps the ratio of the joints' spreads.
+            pred["mm_per_px"] = _spread(pred["X_root"][..., :2]) / _spread(pred["x_img"]).clamp(min=1e-6)
         if "root_cam" in batch:
             root = batch["root_cam"][..., None, :]
             pred |= {name: pred[name] + root for name in ("X_coarse", "X_regressed") if name in pred}
             pred["X_cam"] = pred["X_root"] + root
         return pred
 
-    def correct(self, p3d: Tensor, x: Tensor, conf: Tensor) -> Corrected:
-        """The correction of the CORRECTION section.   p3d (...,J,3), x (...,J,2) shares, conf (...,J)"""
-        c = self.cfg.CORRECTION
-        with torch.enable_grad():
-            corrector = OnlineCorrector(
-                self.model.regressor,
-                self.model.projector,
-                self.model.normalizer.denormalize,
-                self.skeleton,
-                steps=c.STEPS,
-                lr=c.LR,
-                params=c.PARAMS,
-                rule=c.RULE,
-                bones={"auto": None, "on": True, "off": False}[c.BONES],
-                eps_mm=c.EPS_MM,
-                tau_mm=c.TAU_MM or math.inf,
-                carry=c.CARRY,
-            )
-            return corrector(p3d.float(), x.float(), conf.float())
+    def _in_picture(self, x: Tensor, batch: dict) -> dict[str, Tensor]:
+        """x_img and conf of 2D poses in shares of the crop.   x (B,T,J,2)"""
+        img_from_patch = invert(batch["patch_from_img"]).flatten(0, 1)
+        x_img = transform_points(img_from_patch, (x * x.new_tensor(self.image_spec.size)).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return {"x_img": x_img, "conf": torch.ones_like(x[..., 0])}
+
+    def _corrected(self, p3d: Tensor, x: Tensor, conf: Tensor, batch: dict) -> dict[str, Tensor]:
+        """The result of a correction, and how it went.   p3d (B,T,J,3), x (B,T,J,2) shares, conf (B,T,J)"""
+        m = self.model
+        found = through_projector(self.cfg, m.regressor, m.projector, m.normalizer.denormalize, self.skeleton, p3d, x, conf)
+        px = x.new_tensor(self.image_spec.size) / torch.linalg.det(batch["patch_from_img"][..., :2].float()).abs().sqrt()[..., None]
+        return {"X_root": found.X_root, "X_before": m.normalizer.denormalize(found.regressed)} | ended_in_shares(found, x, conf, px)
 
     def rows(self, pred: dict[str, Tensor], batch: dict) -> tuple[dict[str, Tensor], dict]:
         """The judged frames of clips, a row each."""
@@ -337,15 +334,13 @@ class MachineTask(IntegralTask):
         )
 
     def _protocol(self) -> dict[str, Any]:
-        m, c = self.cfg.MACHINE, self.cfg.CORRECTION
+        m = self.cfg.MACHINE
         told: dict[str, Any] = {"root_depth": "not used", "intrinsics": "not used", "clip": m.CLIP}
         if m.PROTOCOL:
             told |= protocols.describe(m.PROTOCOL, "test", m.FRAMES)
         if m.RETARGET:
             told["truth"] = "poses with the mean limbs of the training set"
-        if self.corrects:
-            told["correction"] = {"rule": c.RULE, "steps": c.STEPS, "lr": c.LR, "learns": c.PARAMS, "evidence": c.EVIDENCE}
-        return told
+        return told | (told_of_projector(self.cfg, self.cfg.CORRECTION.EVIDENCE) if self.corrects else {})
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int) -> dict[str, np.ndarray]:
         """Crops with the 2D pose seen, the 3D pose and the truth."""
@@ -353,6 +348,11 @@ class MachineTask(IntegralTask):
         if "x_img" not in pred:
             pred["x_img"] = rows["x_img"]
         return super().figures(rows, pred, limit)
+
+
+def _spread(points: Tensor) -> Tensor:
+    """Root mean square distance of joints from their middle.   (...,J,C) -> (...)"""
+    return (points - points.mean(-2, keepdim=True)).float().square().sum(-1).mean(-1).sqrt()
 
 
 def _relative_poses(ann: Annotations) -> Tensor:

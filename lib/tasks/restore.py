@@ -5,7 +5,8 @@ from pathlib import Path
 from lib.config import Config, from_dict
 from lib.dataset.image import ImageSpec
 from lib.errors import WeightsError
-from lib.tasks import build
+from lib.registry import resolve
+from lib.tasks import TASKS, build
 from lib.tasks.base import Task
 from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read
@@ -15,15 +16,19 @@ from lib.weights.needs import image_spec_of
 _UNUSED = {"MODEL.PRETRAINED": "", "MODEL.RESUME": "", "MODEL.INIT_WEIGHTS": False, "MODEL.INIT_FILE": ""}
 
 
-def restore(path: str | Path, fallback: Config | None = None) -> Task:
+def restore(path: str | Path, fallback: Config | None = None, evidence: str = "") -> Task:
     """The task of a checkpoint with its weights, on the CPU, in evaluation mode; no data is read.
 
     Args:
         path: a checkpoint of ours, which knows its own configuration, or bare weights of any form that lib/weights reads.
         fallback: the configuration that bare weights are built with; None = bare weights are refused.
+        evidence: correct poses by the 2D pose that the network sees ("network") or by joints in the batch ("labels"), as CORRECTION of the
+            configuration says; empty = no correction, whatever the network was judged with.
 
     Raises:
-        WeightsError: the file cannot be read, does not fit its model, or holds no configuration and none was given.
+        WeightsError: the file cannot be read, does not fit its model, or holds no configuration and none was given; or its task has no
+            correction.
+        ConfigError: its task cannot correct by this evidence.
     """
     checkpoint = read(path)
     values = checkpoint.meta.get("config") if checkpoint.kind == "parallax" else None
@@ -39,9 +44,19 @@ def restore(path: str | Path, fallback: Config | None = None) -> Task:
             "give the YAML it was trained with, use the checkpoint of a run (model_best.pth.tar), or make one of it with "
             "scripts/convert.py convert"
         )
-    task = build(cfg)
+    task = build(_correcting(cfg, evidence, path))
     adopt(task, checkpoint)
     return task.eval()
+
+
+def _correcting(cfg: Config, evidence: str, path: str | Path) -> Config:
+    """The configuration with a correction by this evidence, or without."""
+    if not evidence:
+        return cfg if cfg.TEST.CORRECTION == "off" else cfg.with_values({"TEST.CORRECTION": "off"})
+    kind = next((kind for kind in resolve(TASKS, cfg.TASK, key="TASK").corrections if kind != "off"), None)
+    if kind is None:
+        raise WeightsError(f"{path}: its poses (TASK {cfg.TASK}) cannot be corrected at test time; leave the correction out")
+    return cfg.with_values({"TEST.CORRECTION": kind, "CORRECTION.EVIDENCE": evidence})
 
 
 def adopt(task: Task, checkpoint: Checkpoint) -> None:

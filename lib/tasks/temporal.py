@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from lib import dataset, vis
 from lib.config import Config
-from lib.correction import Reprojected, shared_lengths
+from lib.correction import Reprojected
 from lib.dataset.chunks import ChunkSamples, TrackSamples
 from lib.dataset.tracks import Tracks
 from lib.geometry.camera import Cameras
@@ -27,9 +27,9 @@ from lib.metrics.sequences import SequenceEvaluator
 from lib.models import MODELS
 from lib.models.temporal import momentum
 from lib.registry import resolve
-from lib.skeleton import convert, get
+from lib.skeleton import get
 from lib.tasks.base import Step, Task
-from lib.tasks.correction import through_camera, told
+from lib.tasks.correction import by_keypoints, told
 from lib.tasks.world import ensure_motion
 from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read
@@ -316,11 +316,7 @@ class TemporalTask(Task):
         frames = batch["frames"]
         piece, first = frames.nonzero()[:, 0], self.pad + self.shift
         x = batch["x_screen"][:, first : first + frames.shape[1]][frames]
-        x = torch.cat([x[..., :2], x[..., 2:3] if x.shape[-1] > 2 else torch.ones_like(x[..., :1])], -1)
-        x, present = convert(x, self.layout, self.skeleton)
-        conf = x[..., 2].clamp(0, 1) * torch.as_tensor(present, device=x.device)
-        lengths = shared_lengths(X_root, piece, self.skeleton)
-        return through_camera(self.cfg, X_root, x[..., :2], batch["camera"][piece], conf, root, self.skeleton, lengths, self.tangential)
+        return by_keypoints(self.cfg, X_root, x, self.layout, self.skeleton, piece, batch["camera"][piece], root, self.tangential)
 
     def evaluator(self, dataset: TrackSamples) -> SequenceEvaluator:
         tracks, test = dataset.tracks, self.cfg.TEST
