@@ -133,6 +133,7 @@ def lift_video(
     camera: OwnCamera | None = None,
     video: Video | None = None,
     truth: Path | None = None,
+    correct: bool = False,
     progress: bool = False,
     **film,
 ) -> tuple[Lifted, list[str]]:
@@ -145,6 +146,7 @@ def lift_video(
         size, fps: what the file does not say, or says wrongly; None = as the file, else the video, else the camera has it.
         video: shown below the keypoints.
         truth: .npy of the true poses, (T,J,3) mm in the camera's frame, shown beside the others; None = those of an archive.
+        correct: move the poses until they agree with the keypoints, through the camera; see `Lifter.lift`.
         film: height, azimuth, elevation, skip, limit and downsample of lib.animation.Film.
 
     Returns:
@@ -169,7 +171,10 @@ def lift_video(
     if video is not None and video.count and abs(video.count - len(given)) > max(2, MISCOUNT * len(given)):
         notes.append(f"{len(given)} frames of keypoints, but the video has {video.count}")
     x = np.concatenate([given.keypoints, given.scores[..., None]], -1)
-    motion = lifter.lift(x, size, given.layout, camera, fps)
+    motion = lifter.lift(x, size, given.layout, camera, fps, correct=correct)
+    if motion.reprojection_px is not None:
+        before, after = motion.reprojection_px.mean(0)
+        notes.append(f"corrected: the poses are {after:.2f} px from their keypoints on average, {before:.2f} px before")
     shown = Film(motion.keypoints, motion.layout, _poses(motion, source, truth), motion.skeleton, size, motion.fps or DEFAULT_FPS, video,
                  **film)  # fmt: skip
     files = result_files(target, forms)
@@ -191,6 +196,9 @@ def lift_video(
 def _poses(motion: Lifted, source: Source, truth: Path | None) -> dict[str, np.ndarray]:
     """What the film shows in 3D; beside a truth, the pose has the true place."""
     X_true = _truth(truth) if truth else source.truth if source.skeleton == motion.skeleton.name else None
+    if X_true is None and motion.X_before is not None:
+        place = 0 if motion.X_cam is None else motion.X_cam - motion.X_root
+        return {"before the correction": motion.standing(motion.X_before + place), "corrected": motion.standing()}
     if X_true is None:
         return {"3D reconstruction": motion.standing()}
     placed, X_true = with_truth(motion, X_true)

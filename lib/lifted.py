@@ -22,7 +22,7 @@ PITCH_DEG = 12.6  # how far Human3.6M's cameras look down, on average over its 4
 UNITS = "keypoints px, X_* mm; camera axes: x right, y down, z forward"
 FLOOR_MM = 500.0  # how far a clip may stay away from height 0 of its world: further, and the floor must lie elsewhere
 FORMS = (".npz", ".json", ".csv")
-ARRAYS = ("keypoints", "X_root", "X_cam", "X_world")
+ARRAYS = ("keypoints", "X_root", "X_cam", "X_world", "X_before", "reprojection_px")
 UPS = ("z", "y", "-y")
 
 
@@ -42,6 +42,8 @@ class Lifted:
     size: tuple[int, int] = (0, 0)  # width, height of the images in px
     fps: float = 0.0  # frames per second; 0 = unknown
     assumed: tuple[str, ...] = ()  # what had to be assumed, in words
+    X_before: np.ndarray | None = None  # (T,J,3) mm, X_root before a correction; None = there was none
+    reprojection_px: np.ndarray | None = None  # (T,2) beside X_before: how far the poses' images are from the keypoints, before and after
 
     def __len__(self) -> int:
         return len(self.X_root)

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from lib.config import Config
+from lib.correction import Reprojected
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.screen import to_screen
 from lib.lifted import Lifted, OwnCamera
 from lib.skeleton import Skeleton, convert, get
 from lib.tasks.base import Task
+from lib.tasks.correction import by_keypoints
 from lib.tasks.restore import restore
 
 SCREEN_FOCAL = 2.29  # of Human3.6M's cameras: 1145 px in images 1000 px wide, in units of half the width
@@ -81,7 +83,14 @@ class Lifter:
         return int(self.task.model.pose.receptive_field) - 1
 
     def lift(
-        self, keypoints, size, layout: str | None = None, camera=None, fps: float | None = None, tangential: str = "opencv"
+        self,
+        keypoints,
+        size,
+        layout: str | None = None,
+        camera=None,
+        fps: float | None = None,
+        tangential: str = "opencv",
+        correct: bool = False,
     ) -> Lifted:
         """The motion of one person; beyond the ends of the clip its first and last frame are repeated.
 
@@ -94,6 +103,8 @@ class Lifter:
             fps: frame rate of the keypoints; None = that of the training. Another one is resampled to that of the training, and the poses
                 back to the frames given.
             tangential: lens formula of `Cameras`, see lib.geometry.camera.distort_norm.
+            correct: move poses until they agree with the keypoints (by their scores, where there are any) through the camera, with bones as
+                long as the mean of the clip, as CORRECTION.CAMERA of the network's configuration says. It needs the camera.
 
         Returns:
             T frames. X_cam is there if the network has a trajectory, or a camera is given: then the root is placed where the limbs
@@ -104,6 +115,8 @@ class Lifter:
                 that the keypoints lack, or the camera does not fit.
         """
         size = _size(size)
+        if correct and camera is None:
+            raise DataError("correct: poses are corrected through the camera; give it (--camera), or leave the correction out")
         assumed = []
         x = self._checked(keypoints, layout, assumed)
         self._check_place(x, size)
@@ -119,17 +132,27 @@ class Lifter:
         if times is not None:  # back to the frames that were given
             back = np.arange(len(x)) / fps * self.fps
             X, root = _resample(X, back), None if root is None else _resample(root, back)
+        before, found = X, None
+        if correct:
+            found = self._corrected(X, root, norm, self._scores(keypoints, layout))
+            X, root = found.X_root.numpy(), None if root is None else found.root[:, None].numpy()
         if root is None and own is not None:
             root = self._place(X, norm)
             if root is not None:
                 assumed.append("the root is where the limbs project best onto their keypoints, at the network's body size")
+        if found is not None and root is not None:  # of a discarded pose, or one without keypoints, it may not be known
+            root = np.where(found.root.isfinite().numpy()[:, None], found.root.numpy()[:, None], root)
         X_cam = None if root is None else X + root
         X_world = None
         if X_cam is not None and own is not None and own.placed:
             X_world = own.camera.to_world(torch.from_numpy(X_cam)).numpy()
-        placed = {} if X_world is None else {"R": own.camera.R.numpy(), "t": own.camera.t.numpy(), "up": own.up}
+        more = {} if X_world is None else {"R": own.camera.R.numpy(), "t": own.camera.t.numpy(), "up": own.up}
+        if found is not None:
+            focal = float(own.camera.K.diagonal()[:2].mean())
+            more["X_before"] = before.astype(np.float32)
+            more["reprojection_px"] = focal * torch.stack([found.error_before, found.error_after], -1).numpy().astype(np.float32)
         X, X_cam, X_world = (None if a is None else a.astype(np.float32) for a in (X, X_cam, X_world))
-        return Lifted(self.skeleton, self.layout, x[..., :2].astype(np.float32), X, X_cam, X_world, **placed, size=size, fps=fps,
+        return Lifted(self.skeleton, self.layout, x[..., :2].astype(np.float32), X, X_cam, X_world, **more, size=size, fps=fps,
                       assumed=tuple(assumed))  # fmt: skip
 
     def stream(self, size, layout: str | None = None, camera=None, tangential: str = "opencv") -> LiftStream:
@@ -197,6 +220,19 @@ class Lifter:
         norm = None if own is None else own.camera.to_norm(points, tangential=own.tangential)
         screen = to_screen(points, torch.tensor(size, dtype=torch.float64)) if norm is None else self.screen_focal * norm
         return norm, np.concatenate([screen.numpy(), x[..., 2:]], -1)
+
+    def _scores(self, keypoints, layout: str | None) -> np.ndarray:
+        """How sure each joint of the network's layout is, 1 where keypoints do not say.   -> (T,J_in)"""
+        x = np.asarray(keypoints, np.float64)
+        scores = x[..., 2:3] if x.shape[2] > 2 else np.ones_like(x[..., :1])
+        return convert(scores, layout or self.layout, self.layout)[0][..., 0]
+
+    def _corrected(self, X: np.ndarray, root: np.ndarray | None, norm: Tensor, scores: np.ndarray) -> Reprojected:
+        """Poses (T,J,3) mm that agree with directions (T,J_in,2), in float64."""
+        x = torch.cat([norm.double(), torch.from_numpy(scores)[..., None]], -1)
+        root = None if root is None else torch.from_numpy(root[:, 0]).double()
+        clip = torch.zeros(len(X), dtype=torch.long)
+        return by_keypoints(self.task.cfg, torch.from_numpy(X).double(), x, self.layout.name, self.skeleton.name, clip, None, root)
 
     def _rate(self, fps: float | None) -> float:
         if fps is not None and not 0 < fps < float("inf"):

@@ -313,7 +313,8 @@ def lift_one(args: argparse.Namespace) -> int:
     size = tuple(args.image_size) if args.image_size else None
     view = {"height": args.size, "azimuth": args.azimuth, "elevation": args.elevation}
     part = {"skip": args.skip, "limit": args.limit, "downsample": args.downsample}
-    what = {"layout": args.layout, "track": args.track, "person": args.person, "size": size, "fps": args.fps, "truth": args.truth}
+    what = {"layout": args.layout, "track": args.track, "person": args.person, "size": size, "fps": args.fps, "truth": args.truth,
+            "correct": args.correct}  # fmt: skip
     motion, notes = lift_video(
         lifter, args.keypoints, target, args.form, camera=camera, video=video, progress=True, **what, **view, **part
     )

@@ -153,6 +153,33 @@ def test_a_known_camera_places_the_root_and_the_world():
     np.testing.assert_allclose(nowhere.X_cam, X, atol=0.05)
 
 
+def test_a_correction_moves_poses_to_their_keypoints_through_the_camera(tmp_path):
+    """Wrists that were lifted 80 mm away from where their keypoints are come back, and what no keypoint contradicts stays."""
+    X, own = person(), camera(1300.0, dist=(-0.1, 0.05, 0.001, 0.002, 0.0))
+    x = own.project_cam(torch.from_numpy(X), tangential="h36m").numpy()
+    wrong, wrist = X.copy(), H36M.index("r_wrist")
+    wrong[:, wrist, :2] += [80.0, 0.0]
+    lifter = Lifter(Right(wrong), "cpu")
+    lifter.task.cfg = defaults().with_values({"CORRECTION.CAMERA.NOISE": 0.002, "CORRECTION.CAMERA.BONE_MM": 0.0})
+    plain, m = (lifter.lift(x, SIZE, camera=own, tangential="h36m", correct=correct) for correct in (False, True))
+    assert plain.X_before is None and plain.reprojection_px is None
+    np.testing.assert_allclose(m.X_before, plain.X_root, atol=1e-3)
+    off = [np.linalg.norm((found - (X - X[:, :1]))[:, wrist], axis=-1).mean() for found in (m.X_before, m.X_root)]
+    assert off[0] == pytest.approx(80, abs=0.1) and off[1] < 25
+    before, after = m.reprojection_px.T
+    assert (after < before / 3).all()
+    seen = own.project_cam(torch.from_numpy(m.X_cam).double(), tangential="h36m").numpy()
+    undistorted = [own.to_norm(torch.from_numpy(v), tangential="h36m").numpy() * 1300 for v in (seen, x)]
+    np.testing.assert_allclose(np.linalg.norm(undistorted[0] - undistorted[1], axis=-1).mean(1), after, atol=0.05)
+    unseen = np.concatenate([x, np.ones_like(x[..., :1])], -1)
+    unseen[:, wrist, 2] = 0  # not found, only guessed: nothing to go by
+    kept = lifter.lift(unseen, SIZE, camera=own, tangential="h36m", correct=True)
+    np.testing.assert_allclose(kept.X_root[:, wrist], kept.X_before[:, wrist], atol=2)
+    np.testing.assert_array_equal(Lifted.read(m.save(tmp_path / "m.npz")).reprojection_px, m.reprojection_px)
+    with pytest.raises(DataError, match="--camera"):
+        lifter.lift(x, SIZE, correct=True)
+
+
 def test_standing_poses_have_the_floor_at_zero_and_the_camera_ahead():
     X, pitch = person(), np.deg2rad(12.6)
     motion = Lifted(H36M, H36M, walk(12).astype("f4"), (X - X[:, :1]).astype("f4"), X.astype("f4"), size=SIZE)
@@ -427,7 +454,7 @@ def test_script_writes_the_motion_and_its_film(weights, keypoints, tmp_path, cap
     assert script.main([*again[:4], "--out", str(tmp_path / "2"), "--form", "csv"]) == 0 and files(tmp_path / "2") == ["walk.csv"]
 
 
-def test_script_takes_a_camera_and_the_truth(weights, keypoints, tmp_path):
+def test_script_takes_a_camera_and_the_truth(weights, keypoints, tmp_path, capsys):
     K = [[900, 0, 480], [0, 905, 530], [0, 0, 1]]
     (tmp_path / "c.json").write_text(json.dumps({"K": K, "R": np.eye(3).tolist(), "t": [0, 0, 10]}))
     np.save(tmp_path / "truth.npy", person(20))
@@ -435,6 +462,11 @@ def test_script_takes_a_camera_and_the_truth(weights, keypoints, tmp_path):
     assert script.main([*arguments, "--camera", str(tmp_path / "c.json"), "--form", "npz"]) == 0
     expected = Lifter.from_checkpoint(weights, "cpu").lift(walk(), SIZE, camera=OwnCamera.read(tmp_path / "c.json"))
     np.testing.assert_allclose(Lifted.read(tmp_path / "out/walk.npz").X_world, expected.X_world, atol=1e-2)
+    more = ["--camera", str(tmp_path / "c.json"), "--out", str(tmp_path / "corrected"), "--correct", "--form", "npz", "mp4", "--size", "64"]
+    assert script.main([*arguments, *more, "--limit", "2"]) == 0
+    corrected = Lifted.read(tmp_path / "corrected/walk.npz")
+    np.testing.assert_allclose(corrected.X_before, expected.X_root, atol=1e-2)
+    assert "px from their keypoints on average" in capsys.readouterr().err and corrected.reprojection_px.shape == (20, 2)
     assert script.main([*arguments, "--truth", str(tmp_path / "truth.npy"), "--form", "mp4", "--size", "64", "--limit", "2"]) == 0
     assert Video.open(tmp_path / "out/walk_pose.mp4").width == 3 * 64 + 2 * 8
 
