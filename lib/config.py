@@ -178,6 +178,9 @@ TREE = Group("", {
         "JOINTS": Key("", "Joint set of the metrics: empty = all joints, 14 = the common fourteen, 3dhp14 = the fourteen of "
                       "MPI-INF-3DHP (head and neck, no pelvis), threedpw14 and lsp14 of 3DPW.",
                       choices=("", "14", "3dhp14", "threedpw14", "lsp14"), alias={14: "14"}),
+        "PCP": Key("off", "Percentage of correct parts beside the other numbers, by group of limbs, camera and action, strict and loose, "
+                   "as KTH Football II is judged: of poses centred on the root joint (rooted), or where they are (absolute).",
+                   choices=("off", "rooted", "absolute"), alias={False: "off"}),
         "HEAD_RULE": Key("plain", "How PCP finds the ends of a predicted head; published for VoxelPose: blended on Shelf, plain on Campus.",
                          choices=("plain", "blended")),
         "VARIANTS": Key(["standard"], "Definitions of the metrics: standard, and reference for those of EpipolarPose's release "

@@ -29,7 +29,6 @@ from lib.dataset.image import ImageSpec, read_image
 from lib.dataset.protocols import PROTOCOLS, describe, select
 from lib.dataset.retarget import bone_lengths, mean_lengths, retarget, retargeted
 from lib.errors import ConfigError, DataError
-from lib.metrics.machine import stage_table
 from tests.conftest import golden
 from tests.tiny_dataset import SKELETON, edited, make, replace, write_images
 
@@ -326,7 +325,7 @@ def test_the_evaluation_by_action(source, root):
     assert report.per_action["coarse_mpjpe_mm"] == pytest.approx({"Sitting": 20 * share, "Walking": 10 * share}, abs=1e-3)
     assert report.metrics["regressed_mpjpe_action_mean_mm"] == pytest.approx(9 * share, abs=1e-3)
     assert report.metrics["mpjpe_mm"] == pytest.approx(4.5 * share, abs=1e-3)
-    assert "mean of actions" in stage_table(report) and report.protocol["frames_without_result"] == 0
+    assert "mean of actions" in report.stage_table() and report.protocol["frames_without_result"] == 0
     two = machine_lists.judge(root, stages)
     assert two.metrics["mpjpe_mm"] == pytest.approx(9 * share, abs=1e-3)  # the last stage gives the main numbers
 

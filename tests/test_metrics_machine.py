@@ -6,9 +6,9 @@ import torch
 
 from lib import skeleton as skeletons
 from lib.errors import ConfigError, DataError
-from lib.metrics import pose
+from lib.metrics import PoseEvaluator, pose
 from lib.metrics.limbs import LIMBS, LimbEvaluator, correct_limbs
-from lib.metrics.machine import MachineEvaluator, stage_table
+from lib.metrics.machine import MachineEvaluator
 from tests.conftest import golden
 
 SIXTEEN = skeletons.get("h36m16")
@@ -67,17 +67,18 @@ def test_the_table_by_action():
     far = torch.zeros_like(gt)
     far[:, 1:, 0] = torch.tensor([16.0, 32.0, 32.0, 64.0])[:, None]  # 15 of 16 joints: 15, 30, 30 and 60 mm
     evaluator = MachineEvaluator("h36m16", actions=["Walking", "Walking", "Walking", "Eating"])
-    evaluator.update({"X_coarse": far, "X_regressed": far / 3, "X_cam": far / 5}, batch(gt))
+    evaluator.update({"X_coarse": far, "X_regressed": far / 3, "X_cam": far / 5, "decision": torch.ones(4)}, batch(gt))
     report = evaluator.compute()
-    lines = [line.split() for line in stage_table(report).splitlines()]
-    assert lines[0] == "action coarse, mm regressed, mm refined, mm".split()
-    assert lines[1:] == [
+    lines = [line.split() for line in report.stage_table().splitlines()]
+    assert " ".join(lines[0]) == "action coarse, mm regressed, mm refined, mm coarse, PA mm regressed, PA mm refined, PA mm"
+    assert [line[:-3] for line in lines[1:]] == [
         "Eating 60.00 20.00 12.00".split(),
         "Walking 25.00 8.33 5.00".split(),
         "mean of actions 42.50 14.17 8.50".split(),
         "mean of frames 33.75 11.25 6.75".split(),
     ]
-    assert "coarse, coarse_mpjpe_mm" in report.table() and "of actions" in report.table()
+    text = report.table()
+    assert report.stage_table() in text and text.count("Eating") == 1 and "Protocol 1, mpjpe_mm" in text and "coarse_mpjpe_mm, " not in text
 
 
 def test_a_missing_stage_is_told():
@@ -86,8 +87,7 @@ def test_a_missing_stage_is_told():
         evaluator.update({"X_coarse": poses(0), "X_cam": poses(0)}, batch(poses(0)))
     plain = MachineEvaluator("h36m16", stages=("coarse",))
     plain.update({"X_coarse": poses(1), "X_cam": poses(0)}, batch(poses(0)))
-    with pytest.raises(DataError, match="no coarse_mpjpe_mm"):
-        stage_table(plain.compute(), ("coarse",))
+    assert plain.compute().stage_table() == ""  # no actions
 
 
 def test_the_mean_is_of_all_frames_and_never_starts_again():
@@ -170,6 +170,22 @@ def test_rows_by_group_and_camera():
     assert report.per_joint["pcp_cam2_percent"]["lower arms"] == 0.0
     assert report.per_action["pcp_percent"] == pytest.approx({"Kick": 100 * 14 / 16, "Run": 75.0})
     assert report.counts == {"poses": 3, "limbs": 24} and "part" in report.table()
+
+
+def test_limbs_are_judged_beside_the_poses():
+    """The numbers of both, from the same rows; parts of the body and joints have tables of their own."""
+    pred, gt = (torch.cat(column) for column in zip(body({}), body({"l_elbow": 201.0}), strict=True))
+    evaluator, alone = PoseEvaluator("h36m16", actions=["Kick", "Run"]), LimbEvaluator("h36m16", ["a", "b"], ["Kick", "Run"])
+    evaluator.update({"X_cam": pred}, batch(gt))
+    plain = evaluator.compute()
+    evaluator.beside = (LimbEvaluator("h36m16", ["a", "b"], ["Kick", "Run"]),)
+    alone.update({"X_cam": pred}, batch(gt))
+    report, limbs = evaluator.compute(), alone.compute()
+    assert report.metrics == plain.metrics | limbs.metrics and report.per_joint == plain.per_joint | limbs.per_joint
+    assert report.per_action == plain.per_action | limbs.per_action and report.counts["limbs"] == 16
+    assert report.protocol["root"] == "pelvis" and report.protocol["pcp"]["centred_on"] is None
+    titles = [line.split()[0] for line in report.table().splitlines() if line.split() and line.split()[0] in ("joint", "part", "action")]
+    assert titles == ["action", "joint", "part"] and "Protocol 1, mpjpe_mm" in report.table()
 
 
 def test_wrong_requests_are_told():

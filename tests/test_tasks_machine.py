@@ -118,6 +118,7 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
     for stage in LEARNS:
         cfg = defaults().with_values(run | {
             "MACHINE.STAGE": stage, "EXP_NAME": stage, "MODEL.PRETRAINED": weights, "TEST.CORRECTION": "projector",
+            "TEST.PCP": "off" if stage == "2d" else "rooted",
         })  # fmt: skip
         commands.train(cfg)
         weights = str(run_dir.run_path(cfg) / run_dir.BEST)
@@ -125,6 +126,10 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
     assert "pck2d_percent" in tables[0]["metrics"] and "mpjpe_mm" in tables[1]["metrics"]
     final = tables[-1]
     assert {"coarse_mpjpe_mm", "regressed_mpjpe_mm", "mpjpe_mm"} <= final["metrics"].keys()
+    assert 0 <= final["metrics"]["pcp_lower_arms_percent"] <= 100 and "camera1" in str(final["per_joint"])
+    assert final["metrics"]["reprojection_px"] < final["metrics"]["reprojection_before_px"]
+    heads = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.startswith("action")]
+    assert heads[-2].startswith("action coarse, mm regressed, mm refined, mm coarse, PA mm") and heads[-1] == "action pcp_percent"
     assert sum(final["counts"][name] for name in ("converged", "stopped", "discarded")) == final["counts"]["poses"]
     arrays = np.load(tmp_path / "synthetic" / "pose_machine" / "joint" / "predictions.npz")
     assert arrays["X_cam"].shape == (final["counts"]["poses"], 16, 3)
@@ -135,9 +140,10 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
     [
         ({"MODEL.NAME": "pose3d_resnet"}, "MODEL.NAME"),
         ({"MACHINE.STAGE": "2d", "MACHINE.HEAD2D": "none"}, "MACHINE.HEAD2D"),
+        ({"TEST.PCP": "twice"}, "TEST.PCP"),
         ({"MACHINE.HEAD2D": "none", "TEST.CORRECTION": "projector"}, "CORRECTION.EVIDENCE"),
     ],
-    ids=["another network", "no head to train", "nothing to go by"],
+    ids=["another network", "no head to train", "no such rule", "nothing to go by"],
 )
 def test_settings_that_do_not_fit_are_refused(settings, changes, said):
     with pytest.raises(ConfigError, match=said):

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lib.dataset.loader import eval_loader, to_device
+from lib.tasks.limbs import with_limbs
 
 
 @dataclass
@@ -86,7 +87,7 @@ def evaluate_set(trainer, name: str, dataset: Dataset, limit: int | None, figure
     """
     cfg, world, task = trainer.cfg, trainer.world, trainer.task
     loader = eval_loader(dataset, cfg.TEST.BATCH_SIZE, cfg.WORKERS if limit is None else 0, world.rank, world.size)
-    evaluator, kept, pictures = task.evaluator(dataset), [], {}
+    evaluator, kept, pictures = with_limbs(cfg, task.evaluator(dataset), dataset), [], {}
     with trainer.log.bar(len(loader), name) as bar:
         for index, batch in enumerate(loader):
             batch = to_device(batch, trainer.device)

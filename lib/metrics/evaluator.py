@@ -125,6 +125,7 @@ class PoseEvaluator(RowEvaluator):
 
     further: tuple[str, ...] = ("decision", *REPROJECTION)  # columns of predictions that are kept beside the poses, where they are there
     tabled: tuple[str, ...] = ()  # metrics of a subclass that the table by action has, too
+    beside: tuple[RowEvaluator, ...] = ()  # evaluators of rows pred, gt and valid that judge the same poses; their numbers join the report
 
     def __init__(
         self,
@@ -194,7 +195,7 @@ class PoseEvaluator(RowEvaluator):
         metrics = _means(arrays | {key: rows[key].numpy() for key in REPROJECTION if key in rows})
         tabled = (*PROTOCOLS, *(PCK_TABLE if self.joint_set == "3dhp14" else ()), *self.tabled)
         per_action = self._per_action(rows["id"], {k: arrays[k] for k in tabled})
-        return Report(
+        report = Report(
             metrics=metrics | action_means(per_action),
             per_joint={
                 "mpjpe_mm": self._per_joint(tables["joint_mm"]),
@@ -205,6 +206,10 @@ class PoseEvaluator(RowEvaluator):
             | (correction.counts(rows["decision"].long()) if "decision" in rows else {}),
             protocol=self._protocol(),
         )
+        for other in self.beside:
+            other.load_rows([{key: rows[key] for key in ("id", "pred", "gt", "valid")}])
+            report = report.joined(other.compute())
+        return report
 
     def _protocol(self) -> dict[str, Any]:
         """How these numbers were measured, for results files."""

@@ -142,8 +142,12 @@ class LimbEvaluator(RowEvaluator):
             counts={"poses": len(ids), "limbs": int(known.sum())},
             protocol={
                 "skeleton": self.skeleton.name,
-                "root": None if self.root is None else self.skeleton.joints[self.root],
-                "pcp": {"alpha": self.alpha, "pcp_percent": "each end of a limb", "pcp_loose_percent": "the mean of both ends"},
+                "pcp": {
+                    "alpha": self.alpha,
+                    "centred_on": None if self.root is None else self.skeleton.joints[self.root],
+                    "pcp_percent": "each end of a limb",
+                    "pcp_loose_percent": "the mean of both ends",
+                },
                 **self.protocol,
             },
         )

@@ -13,11 +13,11 @@ from torch import Tensor
 from lib.errors import DataError
 from lib.metrics import pose
 from lib.metrics.evaluator import PoseEvaluator
-from lib.metrics.report import STAGED, Report, action_means, tall
+from lib.metrics.report import Report
 from lib.metrics.structure import Clusters
 from lib.skeleton import Skeleton
 
-STAGES = tuple(STAGED)  # of the published system, before the correction
+STAGES = ("coarse", "regressed")  # of the published system, before the correction: lifted, and what the regression makes of that
 
 
 class MachineEvaluator(PoseEvaluator):
@@ -76,26 +76,3 @@ class MachineEvaluator(PoseEvaluator):
         order = [name for name in first + second if name in report.per_action]
         per_action = {name: report.per_action[name] for name in [*order, *(n for n in report.per_action if n not in order)]}
         return replace(report, per_action=per_action)
-
-
-def stage_table(report: Report, stages: Sequence[str] = STAGES) -> str:
-    """MPJPE as the published evaluation prints it: a row per action, by name, a column per stage, and both means.
-
-    Args:
-        report: of a MachineEvaluator that knew the actions.
-        stages: those of the evaluator.
-
-    Raises:
-        DataError: the report has no table by action, or lacks a stage.
-    """
-    columns = {stage: f"{stage}_mpjpe_mm" for stage in stages} | {"refined": "mpjpe_mm"}
-    missing = [name for name in columns.values() if name not in report.per_action]
-    if missing:
-        raise DataError(f"stage table: the report has no {', '.join(missing)} by action; give the evaluator actions and these stages")
-    means = action_means(report.per_action)
-    table = {}
-    for title, metric in columns.items():
-        stem, unit = metric.rsplit("_", 1)
-        both = {"mean of actions": means[f"{stem}_action_mean_{unit}"], "mean of frames": report.metrics[metric]}
-        table[f"{title}, mm"] = report.per_action[metric] | both
-    return tall(table, "action")

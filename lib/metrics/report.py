@@ -15,9 +15,6 @@ MOST_COLUMNS = 20  # of actions, in a table that has them side by side
 PROTOCOLS = {"mpjpe_mm": "Protocol 1", "pa_mpjpe_mm": "Protocol 2", "n_mpjpe_mm": "Protocol 3"}
 # What lifting papers print beside them: Protocol 1 without centring the prediction, and the error of the velocity.
 TABLED = PROTOCOLS | {"mpjpe_unrooted_mm": "unrooted", "n_mpjpe_unrooted_mm": "unrooted", "mpjve_mm": "velocity"}
-# What 3D human pose machines have before the result: the lifted pose, and what the regression makes of it.
-STAGED = {"coarse": "coarse", "regressed": "regressed"}
-TABLED |= {f"{stage}_{metric}": name for stage, name in STAGED.items() for metric in ("mpjpe_mm", "pa_mpjpe_mm")}
 # The columns of MPII's table by their metrics, in percent; the last one is what EpipolarPose's release calls Mean@0.1.
 PCKH_COLUMNS = {
     "pckh_head_percent": "Head", "pckh_shoulder_percent": "Shoulder", "pckh_elbow_percent": "Elbow", "pckh_wrist_percent": "Wrist",
@@ -46,6 +43,11 @@ class Report:
     counts: dict[str, int] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)  # what tells these numbers from others of the same name
 
+    def joined(self, other: "Report") -> "Report":
+        """This report with the numbers of another one of the same poses; what both have stays as it is here."""
+        mine, others = self.to_dict(), other.to_dict()
+        return Report(**{part: others[part] | mine[part] for part in mine})
+
     def to_dict(self) -> dict[str, dict]:
         """Plain dictionaries, ready for JSON."""
         return {
@@ -57,13 +59,17 @@ class Report:
         }
 
     def table(self) -> str:
-        """Aligned text: the papers' tables, the other metrics, the actions (see action_table), a row per joint and a column per metric."""
+        """Aligned text: the papers' tables, the other metrics, the actions (see stage_table and action_table), and of joints and parts of the
+        body a row each and a column per metric.
+        """
         people = "map_percent" in self.metrics
         shown = {*PCKH_COLUMNS, *(PEOPLE_COLUMNS if people else ()), *(f"root_{name}" for name in PEOPLE_COLUMNS)}
         others = {name: {"value": value} for name, value in self.metrics.items() if name not in shown and not name.startswith(PCP_ACTOR)}
-        parts = [self.pckh_table(), self.people_table(), _rows(others, header=False) if others else "", self.action_table()]
-        if self.per_joint:
-            parts.append(tall(self.per_joint, "part" if any(name.startswith(PCP) for name in self.per_joint) else "joint"))
+        parts = [self.pckh_table(), self.people_table(), _rows(others, header=False) if others else ""]
+        parts += [self.stage_table(), self.action_table()]
+        for title, in_parts in (("joint", False), ("part", True)):
+            columns = {name: column for name, column in self.per_joint.items() if name.startswith(PCP) is in_parts}
+            parts.append(tall(columns, title) if columns else "")
         if self.counts:
             parts.append(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.counts.items()))
         return "\n\n".join(part for part in parts if part)
@@ -86,19 +92,44 @@ class Report:
             rows["PCP, percent"] = columns | {"Average": self.metrics.get("pcp_percent")}
         return _rows(rows) if rows else ""
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the poses before the result, of a MachineEvaluator that knew the actions."""
+        ending = "_mpjpe_mm"
+        names = [name for name in self.per_action if name.endswith(ending) and name not in PROTOCOLS]
+        return tuple(name.removesuffix(ending) for name in names if not name.endswith(f"_pa{ending}"))
+
+    def stage_table(self) -> str:
+        """As the published evaluation of 3D human pose machines prints it: a row per action, by name, a column per stage, and both means;
+        the same again after alignment by a similarity. Empty without stages.
+        """
+        table, result = {}, "refined" if "discarded" in self.counts else "result"
+        for metric, title in (("mpjpe_mm", "mm"), ("pa_mpjpe_mm", "PA mm")) if self.stages else ():
+            for stage, name in {**{stage: f"{stage}_{metric}" for stage in self.stages}, result: metric}.items():
+                both = {"mean of actions": self.metrics.get(_action_mean(name)), "mean of frames": self.metrics.get(name)}
+                table[f"{stage}, {title}"] = self.per_action.get(name, {}) | both
+        return tall(table, "action") if table else ""
+
     def action_table(self) -> str:
         """As papers print it: a row per protocol, a column per action, the mean over poses, and the mean of the actions' means.
 
         With "subject/action" there are such rows for each subject. Metrics that belong to no protocol get a row per action, and so do more
-        actions than a page is wide; empty without actions.
+        actions than a page is wide; empty without actions. Those of stages and of parts of the body are told elsewhere.
         """
-        names = {name for column in self.per_action.values() for name in column}
+        staged = {f"{stage}_{metric}" for stage in self.stages for metric in ("mpjpe_mm", "pa_mpjpe_mm")}
+        columns = {metric: column for metric, column in self.per_action.items() if metric not in staged and not metric.startswith(PCP)}
+        parts = {metric: column for metric, column in self.per_action.items() if metric.startswith(PCP)}
+        tables = [self._protocol_table(columns), tall(parts, "action") if parts else ""]
+        return "\n\n".join(text for text in tables if text)
+
+    def _protocol_table(self, columns: dict[str, dict[str, float]]) -> str:
+        names = {name for column in columns.values() for name in column}
         actions = {name.rpartition("/")[2] for name in names}
-        if not names or not set(self.per_action) <= set(TABLED) or len(actions) > MOST_COLUMNS:
-            return tall(self.per_action, "action") if names else ""
+        if not names or not set(columns) <= set(TABLED) or len(actions) > MOST_COLUMNS:
+            return tall(columns, "action") if names else ""
         subjects = sorted({name.rpartition("/")[0] for name in names})
         rows = {}
-        for metric, column in self.per_action.items():
+        for metric, column in columns.items():
             for subject in subjects:
                 own = {name.rpartition("/")[2]: value for name, value in column.items() if name.rpartition("/")[0] == subject}
                 cells = {ACTIONS.get(action, action): own[action] for action in by_published_order(own)}

@@ -378,7 +378,7 @@ def check(root: str | Path, split: str | None = None) -> list[str]:
 
 
 def judge(root: str | Path, stages: Mapping[str, str], ranges: str = RANGES) -> Report:
-    """The errors of the published programs' results, as their evaluation by action prints them (see lib.metrics.machine.stage_table).
+    """The errors of the published programs' results, as their evaluation by action prints them (see lib.metrics.report.Report.stage_table).
 
     Truth is gt/test of the lists; all frames count, and so do all actions that have both. Files that end early, as the published test
     drops its last batch, are judged as far as they go, which the counts tell.
