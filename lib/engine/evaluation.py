@@ -111,7 +111,8 @@ def evaluate_set(trainer, name: str, dataset: Dataset, limit: int | None, figure
 
 
 def predicted_arrays(pred: dict[str, torch.Tensor], batch: dict) -> dict[str, np.ndarray]:
-    """Rows of predictions.npz: `ids`, all predictions of up to three axes and X_world, and the truth where there is one.
+    """Rows of predictions.npz: `ids`, all predictions of up to three axes and X_world, and the truth where there is one; of crops also
+    crop_from_img (N,2,3), which takes px of the image to sides of the crop.
 
     The truth is X_cam_true (N,J,3) mm with X_valid (N,J), of several people X_world_true (N,M,J,3) with X_valid (N,M,J), and of predicted
     x_img also x_img_true (N,J,2) px with conf_true (N,J), 0 = not labelled.
@@ -125,6 +126,9 @@ def predicted_arrays(pred: dict[str, torch.Tensor], batch: dict) -> dict[str, np
     if "x_img" in kept and torch.is_tensor(batch.get("x_img")) and batch["x_img"].shape == kept["x_img"].shape:
         truth |= {"x_img_true": batch["x_img"], "conf_true": batch.get("conf")}
     tensors.update({k: v for k, v in truth.items() if torch.is_tensor(v)})
+    if torch.is_tensor(batch.get("patch_from_img")) and torch.is_tensor(batch.get("image")):
+        patch_from_img, (height, width) = batch["patch_from_img"], batch["image"].shape[-2:]
+        tensors["crop_from_img"] = patch_from_img / patch_from_img.new_tensor([[width], [height]])
     return {
         k: (v.float() if v.dtype in (torch.bfloat16, torch.float16, torch.float64) else v).cpu().numpy()
         for k, v in tensors.items()

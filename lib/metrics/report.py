@@ -59,8 +59,8 @@ class Report:
         }
 
     def table(self) -> str:
-        """Aligned text: the papers' tables, the other metrics, the actions (see stage_table and action_table), and of joints and parts of the
-        body a row each and a column per metric.
+        """Aligned text: the papers' tables, the other metrics, the actions (see stage_table, action_table), and a row per joint or part of
+        the body with a column per metric.
         """
         people = "map_percent" in self.metrics
         shown = {*PCKH_COLUMNS, *(PEOPLE_COLUMNS if people else ()), *(f"root_{name}" for name in PEOPLE_COLUMNS)}

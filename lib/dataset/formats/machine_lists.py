@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -375,6 +376,43 @@ def check(root: str | Path, split: str | None = None) -> list[str]:
         except DataError as error:
             said.append(str(error))
     return said + findings_of(lambda name: read(root, name), {name: f"{root} ({name})" for name in names}, root)
+
+
+class Coarse(NamedTuple):
+    """Poses by action that a published program wrote, and what the lists know of the same rows."""
+
+    X: np.ndarray  # (M,16,3) mm
+    x: np.ndarray | None  # (M,16,2) in sides of the picture
+    truth: np.ndarray | None  # (M,16,3) mm relative to the root
+    actions: list[str]  # (M,)
+    images: list[str]  # (M,) paths as they are written
+
+
+def read_coarse(root: str | Path, pattern: str, keypoints: str = "", ranges: str = RANGES) -> Coarse:
+    """Results of all actions in gt/test that have a file; files may end early.
+
+    Args:
+        root: folder of the lists.
+        pattern: files below root with {action} in them; in mm where their names end in _unnorm.csv.
+        keypoints: 2D joints, see `read`; empty = those of gt/test.
+        ranges: file with the greatest and least values, below root.
+
+    Raises:
+        DataError: files are missing, damaged, or do not fit together.
+    """
+    root = Path(root)
+    table, rows = read_ranges(root / ranges), []
+    for number, path in _files(root, ACTIONS).items():
+        part, X = read_list(path), _stage(root, pattern, number, table)
+        count = len(X)
+        if count > len(part.names):
+            raise DataError(f"{root}: results of action {number} have {count} rows, its truth {len(part.names)}; take files of one split")
+        x = _other_2d(root, keypoints, number, len(part.names)) if keypoints else part.x
+        truth = None if part.X is None else table.to_mm(part.X)[:count]
+        rows.append((X, None if x is None else x[:count], truth, [h36m.ACTIONS[number - 1]] * count, part.names[:count]))
+    X, x, truth, actions, images = zip(*rows, strict=True)
+    x, truth = (None if any(a is None for a in parts) else np.concatenate(parts) for parts in (x, truth))
+    return Coarse(np.concatenate(X), x, truth, [a for part in actions for a in part], [name for part in images for name in part])
 
 
 def judge(root: str | Path, stages: Mapping[str, str], ranges: str = RANGES) -> Report:
