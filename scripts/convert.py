@@ -169,8 +169,16 @@ def next_steps(checkpoint, kind: str, file: Path) -> list[str]:
             f"MODEL.PRETRAINED {file}    starts a training from it",
         ]
     if kind == "pose_machine":
+        saved = f"python scripts/correct.py POSES --checkpoint {file}    corrects saved poses through its projector"
+        if forms.stored(checkpoint):
+            return [
+                f"python scripts/predict.py PICTURE --checkpoint {file}    a video works, too; --correct corrects each pose",
+                f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, on the data of an experiment",
+                saved,
+            ]
+        has_both = {"regressor", "projector"} <= {key.partition(".")[0] for key in checkpoint.state_dict}
         whole = f"python scripts/convert.py convert {file} OUT    makes a checkpoint that holds the above; all parts must be in it"
-        return [whole, f"MODEL.PRETRAINED {file}    starts a training from the parts that it has"]
+        return [whole, f"MODEL.PRETRAINED {file}    starts a training from the parts that it has", *([saved] if has_both else [])]
     if kind == "refiner":
         norm = "" if checkpoint.meta.get("task_extra") else " REFINE.NORM norm.pkl"
         return [

@@ -1,15 +1,22 @@
 """Errors by action and stage, the recorded evaluation, PCP of limbs by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from lib import skeleton as skeletons
+from lib.config import defaults
+from lib.dataset import load
+from lib.dataset.formats import h36m
 from lib.errors import ConfigError, DataError
-from lib.metrics import PoseEvaluator, pose
+from lib.metrics import Keypoint2DEvaluator, PoseEvaluator, pose
 from lib.metrics.limbs import LIMBS, LimbEvaluator, correct_limbs
 from lib.metrics.machine import MachineEvaluator
+from lib.tasks.limbs import with_limbs
 from tests.conftest import golden
+from tests.tiny_dataset import make
 
 SIXTEEN = skeletons.get("h36m16")
 N = 12
@@ -186,6 +193,24 @@ def test_limbs_are_judged_beside_the_poses():
     assert report.protocol["root"] == "pelvis" and report.protocol["pcp"]["centred_on"] is None
     titles = [line.split()[0] for line in report.table().splitlines() if line.split() and line.split()[0] in ("joint", "part", "action")]
     assert titles == ["action", "joint", "part"] and "Protocol 1, mpjpe_mm" in report.table()
+
+
+def test_limbs_of_ones_own_table_by_camera_and_of_tracks(tmp_path):
+    """Any table that is read, here one written by hand into Human3.6M's layout, by TEST.PCP; and tracks."""
+    h36m.write(make(sequences=1, frames=3, views=2), tmp_path, "valid")
+    ann = load("h36m", tmp_path, "valid")
+    truth = ann.observing().to_cam(torch.from_numpy(ann.X_world[ann.pose]).double()).float()
+    wrong = truth.clone()
+    wrong[ann.view == 1, skeletons.get(ann.skeleton).index("l_wrist")] += 500
+    cfg = defaults().with_values({"TEST.PCP": "absolute"})
+    evaluator = with_limbs(cfg, PoseEvaluator(ann.skeleton), SimpleNamespace(ann=ann))
+    evaluator.update({"X_cam": wrong}, batch(truth))
+    table = evaluator.compute().per_joint
+    assert table["pcp_camera1_percent"]["lower arms"] == 100 and table["pcp_camera2_percent"]["lower arms"] == 50
+    tracks = SimpleNamespace(view=np.array([0, 2]), start=np.array([0, 1, 3]))
+    assert with_limbs(cfg, PoseEvaluator("h36m17"), SimpleNamespace(tracks=tracks)).beside[0].cameras == ["camera1", "camera3", "camera3"]
+    with pytest.raises(ConfigError, match="TEST.PCP: is absolute"):
+        with_limbs(cfg, Keypoint2DEvaluator("h36m17"), None)
 
 
 def test_wrong_requests_are_told():

@@ -15,6 +15,7 @@ from lib.dataset.formats.machine_files import read_ranges, read_results, write_a
 from lib.engine import checkpoint, commands, run_dir
 from lib.errors import DataError, WeightsError
 from lib.models.pose_machine import PoseNormalizer
+from lib.skeleton import get
 from scripts import correct as script
 from tests.test_format_machine_lists import made, source  # noqa: F401 (fixtures)
 from tests.test_tasks_machine import SMALL
@@ -80,6 +81,19 @@ def test_2d_poses_of_another_run_are_matched_by_row(run, tmp_path):
     np.savez(tmp_path / "old.npz", **{name: value for name, value in arrays.items() if name != "crop_from_img"})
     with pytest.raises(DataError, match="crop_from_img"):
         saved_poses.read_predictions(tmp_path / "old.npz")
+
+
+def test_joints_of_another_lifter_are_matched_by_name():
+    h36m = get("h36m17")
+    X = 100 * torch.randn(3, 17, 3)
+    poses = saved_poses.SavedPoses("mine", X - X[:, :1], h36m, torch.rand(3, 17, 2), torch.rand(3, 17), torch.ones(3), X - X[:, :1])
+    found, release = poses.to_skeleton(get("h36m16")), get("h36m16")
+    for joint in ("r_wrist", "head", "spine"):
+        a, b = release.index(joint), h36m.index(joint)
+        assert torch.equal(found.X[:, a], poses.X[:, b]) and torch.equal(found.x[:, a], poses.x[:, b])
+        assert torch.equal(found.conf[:, a], poses.conf[:, b]) and torch.equal(found.truth[:, a], poses.truth[:, b])
+    with pytest.raises(DataError, match="mine: poses of coco17 have no"):
+        saved_poses.SavedPoses("mine", X, get("coco17")).to_skeleton(release)
 
 
 def test_stages_become_the_files_of_the_release(run, tmp_path, capsys):
