@@ -236,7 +236,7 @@ class Predictor:
 
     def _joints(self, images: list, boxes: Sequence[Sequence], batch_size: int) -> dict[str, torch.Tensor]:
         """2D joints of another network, x_img (N, J, 2) px and conf (N, J); of joints that it lacks 0."""
-        if self.evidence is None:
+        if self.evidence is None or self.correction == "off":
             return {}
         people = [p for picture in self.evidence.predict_frames(images, boxes, batch_size=batch_size) for p in picture]
         source = self.evidence.skeleton
