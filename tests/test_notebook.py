@@ -32,6 +32,7 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     assert len(pictures) == 3 and "mm MPJPE" in text and "fully supervised" in text
     assert re.search(r"lifted 50 frames: \d+ mm MPJPE", text) and re.search(r"fusion: \d+ mm MPJPE; .*bones of a person", text)
+    assert re.search(r"a clip of 5 frames: \d+ mm MPJPE; [\d.]+ px from the 2D joints, corrected [\d.]+ px", text)
     assert "put together: 3 frames, people in 3 of them; 2 tracks" in text and "by a network: 3 frames" in text
     known, recovered = (float(n) for n in re.findall(r"mm MPJPE, ([\d.]+) mm at the best scale", text))
     assert text.count("from the truth\n") == 6 and recovered == pytest.approx(known, abs=1)

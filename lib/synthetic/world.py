@@ -222,7 +222,7 @@ class World:
         count = 2 * self.size[0] * self.size[1] * 3
         if view.noise not in self._noise:
             self._noise[view.noise] = noise_table(count + 8191, view.noise, self._rng("noise", view.noise))
-        start = (i * 2654435761) % 8191
+        start = (int(i) * 2654435761) % 8191  # rows of tables are int32
         noise = self._noise[view.noise][start : start + count]
         return picture(at(sequence.scene, frame), view, sequence.room.light, noise)
 
