@@ -2,8 +2,6 @@
 downloaded here.
 """
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 from torch import nn
 
 from lib.engine.distributed import HOST, choose_device
-from lib.errors import WeightsError
+from lib.errors import MALFORMED, WeightsError
 from lib.weights.catalogue import CATALOGUE
 
 PERSON = 1  # in the label set of COCO
@@ -116,7 +114,7 @@ def _state(weights: str | Path | None, names: Sequence[str], what: str, advice: 
         return path, torch.load(path, map_location=HOST, weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file of detector weights; {advice}") from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (OSError, *MALFORMED) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise WeightsError(f"{path}: damaged, or not a file of weights ({reason}); {advice}") from error
 

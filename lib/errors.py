@@ -3,9 +3,18 @@
 Scripts print the message of a ParallaxError without a traceback and leave with status 2; any other exception is a bug of ours.
 """
 
+import lzma
+import pickle
+import struct
+import tokenize
+import zipfile
+import zlib
+
 
 class ParallaxError(Exception):
     """Base of every error that a user can mend."""
+
+    shared = False  # raised by every process of a run alike, so that the main one says it for all
 
 
 class ConfigError(ParallaxError):
@@ -26,3 +35,12 @@ class WeightsError(ParallaxError):
 
 class RunError(ParallaxError):
     """The run itself cannot go on: run directory, resume, a loss that is not finite."""
+
+
+# What a damaged file makes its reader raise: libraries about bytes, our own code about contents that are not what they should be.
+# A reader catches it around the parsing of one file, and raises DataError (WeightsError, RunError) with the name of the file.
+# OSError is not among them: it tells of the place, not of the contents.
+MALFORMED = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+    lzma.LZMAError, pickle.UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip

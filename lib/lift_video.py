@@ -16,7 +16,7 @@ from lib.animation import Film
 from lib.dataset.formats import detections, keypoints_npz
 from lib.dataset.formats.detections import VideoKeypoints
 from lib.dataset.tracks import Tracks
-from lib.errors import DataError, RunError
+from lib.errors import MALFORMED, ConfigError, DataError, RunError
 from lib.geometry.camera import Cameras
 from lib.lifted import Lifted, OwnCamera, with_truth
 from lib.lifter import Lifter
@@ -65,8 +65,15 @@ def read_keypoints(
     plain = _plain(path) if person is None else None
     if plain is None:
         return Source(detections.read_video(path, layout, person=person))
+    try:
+        return _of_arrays(path, plain, layout or str(plain.get("layout", default)))
+    except (ConfigError, *MALFORMED) as error:
+        raise DataError(f"{path}: no keypoints of one person ({error}); write them again") from error
+
+
+def _of_arrays(path: Path, plain: dict[str, np.ndarray], named: str) -> Source:
+    """Keypoints from plain arrays whose layout is called `named`."""
     x, size = plain["keypoints"].astype(np.float64), np.asarray(plain.get("size", (0, 0))).reshape(-1)
-    named = layout or (str(plain["layout"]) if "layout" in plain else default)
     joints = skeletons.get(named).num
     if size.shape != (2,) or x.shape[1] != joints or x.shape[2] not in (2, 3) or not len(x):
         raise DataError(
@@ -92,7 +99,7 @@ def _plain(path: Path) -> dict[str, np.ndarray] | None:
                 found = {name: file[name] for name in ("keypoints", "size", "fps", "layout") if name in file.files}
     except ValueError:  # objects, which are not loaded
         return None
-    except OSError as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read ({error}); write the keypoints again") from error
     x = found.get("keypoints")
     return found if x is not None and x.ndim == 3 and np.issubdtype(x.dtype, np.number) else None
@@ -212,7 +219,7 @@ def _truth(path: Path) -> np.ndarray:
     expected = "expected a .npy file of poses (T,J,3) in mm of the camera's frame"
     try:
         poses = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read ({error}); {expected}") from error
     if not isinstance(poses, np.ndarray):
         raise DataError(f"{path}: holds several arrays, {expected}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lib.engine.checkpoint import atomic_write
-from lib.errors import DataError, ParallaxError, RunError
+from lib.errors import MALFORMED, DataError, ParallaxError, RunError
 from lib.geometry.camera import TANGENTIAL, Cameras
 from lib.skeleton import Skeleton, get
 from lib.vis import view_axes
@@ -140,7 +140,7 @@ class Lifted:
             names = {name: get(str(given[name])) for name in ("skeleton", "layout")}
             facts = {"up": str(given["up"]), "fps": float(given["fps"]), "assumed": tuple(given["assumed"].tolist())}
             motion = Lifted(**names, **arrays, **facts, size=tuple(given["size"].tolist()))
-        except (OSError, ValueError, KeyError, TypeError, ParallaxError) as error:
+        except (OSError, ParallaxError, *MALFORMED) as error:
             raise DataError(f"{path}: is no motion ({error}); expected an npz file that scripts/predict.py --keypoints wrote") from error
         return motion
 
@@ -189,20 +189,20 @@ class OwnCamera:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise DataError(f"{path}: the camera cannot be read ({error}); expected JSON with K, see --help") from error
         keys = {"K", "dist", "size", "R", "t", "up", "tangential"}
         if not isinstance(values, dict) or "K" not in values or set(values) - keys or ("R" in values) != ("t" in values):
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise DataError(f"{path}: holds {found}, expected K and, where known, dist, size, R with t, up, tangential")
         up, tangential = values.get("up", "z"), values.get("tangential", "opencv")
-        if up not in UPS or tangential not in TANGENTIAL:
+        if up not in tuple(UPS) or tangential not in tuple(TANGENTIAL):  # a value may be a list, which a mapping cannot be asked for
             raise DataError(f"{path}: up {up!r}, tangential {tangential!r}, expected one of {UPS} and one of {tuple(TANGENTIAL)}")
         try:
             fields = {name: np.array(values[name], np.float64) for name in ("dist", "size") if name in values}
             extrinsics = {"R": np.array(values.get("R", np.eye(3)), np.float64), "t": np.array(values.get("t", np.zeros(3)), np.float64)}
             camera = Cameras.make(np.array(values["K"], np.float64), **extrinsics, **fields, dtype=torch.float64)
-        except (ValueError, TypeError) as error:
+        except MALFORMED as error:
             raise DataError(f"{path}: {error}; expected K (3x3), dist (4 or 5), size (2), R (3x3) and t (3) as numbers") from error
         return OwnCamera(camera, "R" in values, tangential, up)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.engine.checkpoint import atomic_write
-from lib.errors import DataError, ParallaxError, RunError
+from lib.errors import MALFORMED, DataError, ParallaxError, RunError
 from lib.skeleton import Skeleton, get
 
 UNITS = "X_world mm, X_cam = R X_world + t; reprojection px of the stored images, mean over the views used"
@@ -121,5 +121,5 @@ class RigPeople:
                 given = {name: file[name] for name in file.files}
             facts = {"cameras": tuple(given["cameras"].tolist()), "fps": float(given["fps"]), "made_by": str(given["made_by"])}
             return RigPeople(get(str(given["skeleton"])), **facts, **{name: given[name] for name in ARRAYS})
-        except (OSError, ValueError, KeyError, TypeError, ParallaxError) as error:
+        except (OSError, ParallaxError, *MALFORMED) as error:
             raise DataError(f"{path}: holds no people of a rig ({error}); expected an npz file that predict.py --rig wrote") from error

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lib.errors import GeometryError, RunError
+from lib.errors import MALFORMED, GeometryError, RunError
 from lib.paint import (
     FAINT,
     FLOOR,
@@ -486,14 +486,14 @@ def _records(source) -> list[dict]:
         return list(source)
     try:
         text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        why = error.strerror or error
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise RunError(f"{source}: the log cannot be read ({why}); expected a run's metrics.jsonl") from error
     rows = []
     for number, record in enumerate(text.splitlines(), 1):
         try:
-            rows.append(json.loads(record))
-        except json.JSONDecodeError as error:
+            rows.append(dict(json.loads(record)))
+        except MALFORMED as error:
             if number < len(text.splitlines()):  # a run that was killed may leave half a last line
-                raise RunError(f"{source}:{number}: not JSON ({error.msg}); expected one record per line") from error
+                raise RunError(f"{source}:{number}: no JSON record ({error}); expected one per line") from error
     return rows

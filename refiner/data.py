@@ -5,7 +5,6 @@ Poses are in mm, in the axes of the camera, relative to the root joint; networks
 
 import dataclasses
 import pickle
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.formats.files import new_file
 from lib.dataset.loader import Key
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.registry import nearest
 
 PUBLISHED = "mpii16"  # joint order of the release's pickles
@@ -137,7 +136,7 @@ def _read_predictions(path: Path) -> Pairs:
     try:
         with np.load(path, allow_pickle=False) as file:
             z = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: is damaged, or no .npz file ({error}); {HOW}") from None
     lacking = [key for key in ("X_cam", "X_cam_true", "X_valid") if key not in z]
     if lacking:
@@ -154,11 +153,11 @@ def _read_predictions(path: Path) -> Pairs:
             f"{path}: X_cam, X_cam_true, X_valid have shapes {z['X_cam'].shape}, {z['X_cam_true'].shape}, {z['X_valid'].shape}; "
             f"expected {shape} twice and {shape[:2]} for skeleton {skeleton.name}; {HOW}"
         )
-    unknown = np.full(shape[0], "")
-    return _checked(path, _pairs(
-        skeleton.name, z["X_cam"], z["X_cam_true"], z["X_valid"].astype(bool), z.get("subjects", unknown), z.get("actions", unknown),
-        skeleton.root_index,
-    ))  # fmt: skip
+    names = [z.get(key, np.full(shape[0], "")) for key in ("subjects", "actions")]
+    if any(n.shape != shape[:1] for n in names) or any(z[key].dtype.kind not in "fiub" for key in ("X_cam", "X_cam_true", "X_valid")):
+        raise DataError(f"{path}: poses that are no numbers, or not one subject and action for each of {shape[0]}; {HOW}")
+    pairs = _pairs(skeleton.name, z["X_cam"], z["X_cam_true"], z["X_valid"].astype(bool), *names, skeleton.root_index)
+    return _checked(path, pairs)
 
 
 def _read_pickle(path: Path) -> Pairs:

@@ -79,7 +79,7 @@ from lib.dataset import load as load_annotations
 from lib.dataset.image import read_image
 from lib.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.engine.checkpoint import atomic_write
-from lib.errors import DataError, ParallaxError, RunError
+from lib.errors import MALFORMED, DataError, ParallaxError, RunError
 from lib.lift_video import FORMS, lift_video
 from lib.lift_video import result_files as lifted_files
 from lib.lifted import OwnCamera
@@ -419,7 +419,7 @@ def read_boxes(path: Path | None) -> dict[str, list] | None:
         return None
     try:
         boxes = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: the boxes cannot be read ({error}); expected JSON, see --help") from error
     if not isinstance(boxes, dict) or not all(isinstance(v, list) for v in boxes.values()):
         raise DataError(f'{path}: expected {{"picture.jpg": [[x0, y0, x1, y1], ...], ...}}')

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lib.dataset import calibrations as cal
+from lib.dataset.opencv_files import read_storage
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
 from scripts import prepare
@@ -168,6 +169,66 @@ def test_opencv_files(tmp_path, rig):
         found = cal.read_calibration(source)
         assert found.names == NAMES and found.unit == "m"
         same(found.cameras, rig, 1e-9, FIELDS[:4])
+
+
+OLD_YAML = """%YAML:1.0
+---
+K: !!opencv-matrix
+   rows: 1
+   cols: 2
+   dt: "2f"
+   data: [ 1., 2., .Nan,
+       1e-05 ]
+names:
+   - "1"
+   - b
+"""
+OLD_XML = """<?xml version="1.0"?>
+<opencv_storage>
+<K type_id="opencv-matrix"><rows>1</rows><cols>2</cols><dt>"2f"</dt><data>
+    1. 2. .Nan 1e-05</data></K>
+<names>
+  "1" b</names>
+</opencv_storage>
+"""
+
+
+@pytest.mark.parametrize("text", [OLD_YAML, OLD_XML])
+def test_nodes_of_opencv_files(tmp_path, text):
+    path = tmp_path / "file"
+    path.write_text(text)
+    found = read_storage(path)
+    np.testing.assert_array_equal(found["K"], [[[1, 2], [np.nan, 1e-5]]])
+    assert found["names"] == ["1", "b"]
+    for old, new in (("1. 2. ", "1. "), ("1., 2., ", "1., "), (".Nan", "<a>"), ("cols", "kols"), (">2<", ">-2<"), ("cols: 2", "cols: -2")):
+        if old in text:
+            path.write_text(text.replace(old, new))
+            with pytest.raises(DataError, match="file: cannot be read as YAML or XML of OpenCV"):
+                read_storage(path)
+
+
+@pytest.mark.parametrize("suffix", [".yml", ".xml"])
+def test_nodes_of_opencv_files_are_those_that_opencv_reads(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    wrote = {"matrix": np.arange(6.0).reshape(2, 3) / 7, "whole": np.arange(4).reshape(2, 2), "deep": np.arange(24.0).reshape(2, 3, 4)}
+    file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_WRITE)
+    for name, value in wrote.items():
+        file.write(name, value)
+    file.write("number", 640)
+    file.write("text", "two words")
+    file.startWriteStruct("cam", cv2.FileNode_MAP)
+    file.write("fx", 1.5)
+    file.startWriteStruct("size", cv2.FileNode_SEQ)
+    file.write("", 4)
+    file.write("", 3)
+    file.endWriteStruct()
+    file.endWriteStruct()
+    file.release()
+    found, theirs = read_storage(path), cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
+    for name in wrote:
+        np.testing.assert_array_equal(found[name], theirs.getNode(name).mat())
+    theirs.release()
+    assert (found["number"], found["text"], found["cam"]) == (640, "two words", {"fx": 1.5, "size": [4, 3]})
 
 
 def test_stereo_files(tmp_path, rig):

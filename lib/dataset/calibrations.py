@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from lib.dataset.formats.files import new_file
-from lib.errors import DataError, GeometryError
+from lib.dataset.opencv_files import read_storage
+from lib.errors import MALFORMED, DataError, GeometryError
 from lib.geometry.camera import Cameras
 from lib.geometry.voxel import space_from_cameras
 
@@ -42,7 +43,6 @@ METRES_BELOW = 50.0  # a rig whose cameras stand less than 50 units apart is in 
 PANOPTIC_TO_WORLD = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # rows: (x, y, z) down -> (x, z, -y) up
 QUALISYS_LENS = ("radial1", "radial2", "tangental1", "tangental2", "radial3")  # k1 k2 p1 p2 k3; the spelling is theirs
 QUALISYS_STEPS = 64.0  # Qualisys counts 64 steps per pixel
-BROKEN = (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 # what a node of an OpenCV file may be called, without case and underscores
 NODES = {
     "K": ("cameramatrix", "intrinsicmatrix", "intrinsic", "intrinsics", "matrix", "mtx", "k", "m"),
@@ -115,7 +115,7 @@ def read_calibration(path: str | Path, unit: str = "", cameras: Sequence[str] = 
         if not entries:
             raise DataError(f"{path}: the {kind} calibration has no camera; copy the file again")
         return _rig(path, kind, _chosen(path, kind, entries, cameras), unit or stated)
-    except BROKEN as error:
+    except MALFORMED as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)[:120]
         raise DataError(f"{path}: not a calibration that can be read ({said}); see lib/dataset/calibrations.py for the kinds") from None
 
@@ -392,7 +392,7 @@ def _opencv_files(path: Path, files: Sequence[Path]) -> tuple[str, str, list[_En
     """The cameras of files that belong together."""
     nodes: dict[str, Any] = {}
     for file in files:
-        nodes |= _storage(file)
+        nodes |= read_storage(file)
     if "names" in nodes:  # EasyMocap
         names = [str(name) for name in nodes["names"]]
         flat = {name: {key.removesuffix(f"_{name}"): v for key, v in nodes.items() if key.endswith(f"_{name}")} for name in names}
@@ -432,31 +432,6 @@ def _opencv_camera(name: str, nodes: Mapping[str, Any]) -> _Entry:
         raise ValueError(f"camera {name} has no {', '.join(missing)}, expected a node called one of: {names}")
     size = found["size"] if found["size"] is not None else (found["width"] or 0, found["height"] or 0)
     return _Entry(name, found["K"], found["R"], found["t"], None, found["dist"] if found["dist"] is not None else (), size)
-
-
-def _storage(path: Path) -> dict[str, Any]:
-    """The nodes of a cv2.FileStorage as arrays, numbers, texts, lists and dicts."""
-    try:
-        storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
-    except (cv2.error, SystemError) as error:
-        raise DataError(f"{path}: not a file of OpenCV's FileStorage ({str(error).splitlines()[0][:120]}); write it again") from None
-    if not storage.isOpened():
-        raise DataError(f"{path}: cannot be opened as OpenCV's YAML or XML; write it again with cv2.FileStorage")
-    try:
-        return _value(storage.root())
-    except cv2.error as error:
-        raise DataError(f"{path}: holds what is no matrix, number or text ({str(error).splitlines()[0][:120]}); write it again") from None
-    finally:
-        storage.release()
-
-
-def _value(node: cv2.FileNode) -> Any:
-    if node.isSeq():
-        return [_value(node.at(i)) for i in range(node.size())]
-    if node.isMap():
-        keys = node.keys()
-        return node.mat() if {"dt", "data"} <= set(keys) else {key: _value(node.getNode(key)) for key in keys}
-    return node.real() if node.isInt() or node.isReal() else node.string() if node.isString() else None
 
 
 # ------------------------------------------------------------------------------------------------------------- changes

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from tqdm import tqdm
 
 from lib.dataset.annotations import Annotations, check_crops
 from lib.dataset.image import read_bgr
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.crop import compose, invert, transform_points
 
 log = logging.getLogger("parallax")
@@ -217,7 +216,7 @@ def _open(path: Path, key: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         found = str(index["key"])
         if (index["place"] + index["length"]).max() != start:
             raise ValueError("wrong index")
-    except (struct.error, ValueError, KeyError, OverflowError, zipfile.BadZipFile):
+    except MALFORMED:
         raise DataError(f"{path}: the crop cache is damaged or cut short; delete it, the next start makes it again") from None
     if found != key:
         raise DataError(f"{path}: the crop cache was made of other boxes or images; delete it, the next start makes it again")

@@ -5,7 +5,6 @@ EpipolarPose). The objects are those of Pascal VOC 2012, or made up.
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 
 from lib.dataset.image import read_image
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 
 log = logging.getLogger("parallax")
 
@@ -189,7 +188,7 @@ def _load_cache(path: Path, stamp: np.ndarray) -> list[np.ndarray] | None:
             shapes, pixels = file["shapes"], file["pixels"]
         ends = np.cumsum(4 * shapes.prod(1))
         return [part.reshape(*shape, 4) for part, shape in zip(np.split(pixels, ends[:-1]), shapes, strict=True)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, *MALFORMED):
         return None
 
 

@@ -7,8 +7,6 @@
 """
 
 import os
-import pickle
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from lib.engine.distributed import HOST, set_rng_state
-from lib.errors import RunError
+from lib.errors import MALFORMED, RunError
 
 FORMAT = 1
 KIND = "parallax"
@@ -64,7 +62,7 @@ def load(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location=HOST, weights_only=True)
     except FileNotFoundError as e:
         raise RunError(f"{path}: no such checkpoint") from e
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+    except (OSError, *MALFORMED) as e:
         reason = str(e).strip().split("\n")[0][:200]
         raise RunError(
             f"{path}: is damaged or not a checkpoint of Parallax ({reason}); nothing was changed. Move it away to "

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lib.engine.checkpoint import atomic_write
 from lib.engine.run_dir import write_pictures
+from lib.errors import MALFORMED
 
 log = logging.getLogger("parallax")  # the one logger of the package
 
@@ -187,5 +188,5 @@ def _step_of(line: str) -> float:
     """Step of a line of metrics.jsonl; a line cut off by a crash counts as beyond every step."""
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return float("inf")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from lib.engine import checkpoint
-from lib.errors import RunError
+from lib.errors import MALFORMED, RunError
 from lib.metrics.report import Report
 from lib.weights.digest import sha256
 
@@ -196,7 +196,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = folder / RESULTS
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as e:
+    except (OSError, *MALFORMED) as e:
         raise RunError(f"{path}: cannot be read ({e}); judge the weights again with scripts/valid.py") from e
 
 

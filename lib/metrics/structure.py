@@ -11,7 +11,6 @@ truth does not turn self-supervised training into supervised training. Numbers c
 
 import dataclasses
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.errors import ConfigError, DataError, GeometryError
+from lib.errors import MALFORMED, ConfigError, DataError, GeometryError
 from lib.metrics.pose import CHUNK
-from lib.skeleton import Skeleton, get
+from lib.skeleton import SKELETONS, Skeleton, get
 
 VERSION = 1
 COUNTS = (50, 100)  # the published K
@@ -158,17 +157,23 @@ def load(path: str | Path, skeleton: Skeleton | str | None = None) -> Clusters:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        version = int(found.pop("version"))
+        return _clusters(path, found, skeleton, again)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {again}") from None
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: not a readable file of pose clusters ({error}); delete it and {again}") from None
+
+
+def _clusters(path: Path, found: dict[str, np.ndarray], skeleton: Skeleton | str | None, again: str) -> Clusters:
+    version = int(found.pop("version"))
     if version != VERSION:
         raise DataError(f"{path}: is of version {version}, expected {VERSION}; delete it and {again}")
     fields = {field.name: field.type for field in dataclasses.fields(Clusters)}
     if found.keys() != {*fields, "joints"}:
         raise DataError(f"{path}: holds {sorted(found)}, expected {sorted({*fields, 'joints'})}; delete it and {again}")
     name = str(found["skeleton"])
+    if name not in SKELETONS:
+        raise DataError(f"{path}: has clusters of an unknown skeleton, {name!r}; delete it and {again}")
     expected = name if skeleton is None else skeleton if isinstance(skeleton, str) else skeleton.name
     joints = list(get(expected).joints)
     if name != expected or found["joints"].tolist() != joints:

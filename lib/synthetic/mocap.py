@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.formats.files import TABLE_ERRORS
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 from lib.synthetic import stage
 from lib.synthetic.body import SKELETON
@@ -43,8 +42,12 @@ def read(path: str | Path) -> list[Motion]:
     try:
         with np.load(path, allow_pickle=False) as file:
             data = {key: file[key] for key in KEYS if key in file.files}
-    except TABLE_ERRORS as error:
+        return _motions(path, data)
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read as motion capture ({error}); expected an .npz file with {', '.join(KEYS)}") from None
+
+
+def _motions(path: str | Path, data: dict[str, np.ndarray]) -> list[Motion]:
     missing = [key for key in KEYS if key not in data]
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)}; expected an .npz file with {', '.join(KEYS)}")

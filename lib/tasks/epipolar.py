@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from lib.config import Config
 from lib.dataset.annotations import Annotations
 from lib.dataset.loader import eval_loader, to_device
 from lib.dataset.samples import CropSamples, ViewSamples
-from lib.errors import DataError, WeightsError
+from lib.errors import MALFORMED, DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert, transform_points
 from lib.skeleton import check_same, get
@@ -306,7 +305,7 @@ def _read(path: Path, key: str, other: str, advice: str) -> dict[str, np.ndarray
     try:
         with np.load(path) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: not a readable label file ({error}); {AGAIN}") from error
     if str(found.pop("key", "")) != key:
         raise DataError(f"{path}: holds {other}; {AGAIN}, {advice}")

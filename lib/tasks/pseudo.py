@@ -24,7 +24,7 @@ from lib.dataset.formats import pseudo_labels as labels
 from lib.dataset.formats.files import new_file, refuse_existing
 from lib.dataset.formats.pseudo_labels import People
 from lib.dataset.image import read_image
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.association import associate_people
 from lib.metrics.people import greedy_pairs
 from lib.paint import below, beside, letterbox
@@ -85,8 +85,11 @@ def detected(ann: Annotations, root: str | Path, find: Find, keep: str | Path, m
                     np.savez(file, **columns, skeleton=here[0].skeleton)
             else:
                 bar.update(min(PIECE, len(images) - start))
-            with np.load(path, allow_pickle=False) as file:
-                found.append(People(str(file["skeleton"]), **{name: file[name] for name in _COLUMNS}))
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    found.append(People(str(file["skeleton"]), **{name: file[name] for name in _COLUMNS}))
+            except (OSError, *MALFORMED) as error:
+                raise DataError(f"{path}: a part that was found before cannot be read ({error}); delete it, it is made again") from None
             people += len(found[-1])
     return People(found[0].skeleton, **{name: np.concatenate([getattr(p, name) for p in found]) for name in _COLUMNS})
 

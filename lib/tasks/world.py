@@ -16,7 +16,7 @@ import numpy as np
 from lib import skeleton as skeletons
 from lib import vis
 from lib.dataset.formats import FORMATS, h36m_constants, keypoints_npz, synthetic
-from lib.errors import ConfigError, DataError
+from lib.errors import MALFORMED, ConfigError, DataError
 from lib.geometry.camera import Cameras
 from lib.registry import resolve
 from lib.synthetic import stage
@@ -267,7 +267,7 @@ def read_marker(root: Path, layout: str) -> dict[str, dict]:
     try:
         data = json.loads(marker.read_text())
         found, kind = dict(data["splits"]), data["layout"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         raise DataError(f"{marker}: damaged, or of another program; {OTHER_ROOT}") from None
     if kind != layout:
         raise DataError(f"{root}: holds the embedded world in the layout {kind}, expected {layout}; {OTHER_ROOT}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lib import unpickle
-from lib.errors import DataError, WeightsError
+from lib.errors import MALFORMED, DataError, WeightsError
 from lib.models.pose_machine import PoseNormalizer
 from lib.weights.adapters import Checkpoint, State, kind_of, resnet_layers, resnet_stages
 from lib.weights.caffe import looks_like_caffe, read_caffemodel
@@ -246,7 +246,7 @@ def _npz_layers(path: Path) -> dict[str, tuple[Tensor, ...]] | None:
                 return None
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, *MALFORMED) as error:
         raise WeightsError(f"{path}: a truncated or damaged .npz ({error}); download or copy the file again") from error
     layers: dict[str, dict[int, Tensor]] = {}
     for name, array in arrays.items():

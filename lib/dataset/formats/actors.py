@@ -25,8 +25,9 @@ from lib import unpickle
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import center_form, read_calibration, resized
 from lib.dataset.formats.files import findings, need, part_folder, refuse_existing, write_images
+from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.multiview import ChosenImages, boxes_of, names_of, observed, renumbered, rigs
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 
 DETECTED = "coco17"
@@ -128,7 +129,7 @@ def read_actors(path: str | Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: no such file; copy actorsGT.mat of the data set there")
     try:
-        content = need("scipy.io", f"{path}: reading it").loadmat(path, variable_names=["actor3D"])
+        content = load_mat(path, ["actor3D"])
     except DataError:
         raise
     except Exception as error:  # SciPy, zlib and struct have errors of their own
@@ -399,7 +400,7 @@ def read_poses(path: str | Path, skeleton: str = DETECTED) -> tuple[np.ndarray, 
     try:
         X = np.stack([np.asarray(person["pose"], np.float64) for person in content])
         vis = np.stack([np.asarray(person["vis"]) > 0 for person in content])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except MALFORMED as error:
         raise DataError(f"{path}: not a list of pose and vis ({error}); expected the training poses of Shelf and Campus") from None
     valid = vis if vis.ndim == 2 else vis.all(-1)
     if X.shape[1:] != (joints, 3) or valid.shape != X.shape[:2] or not np.isfinite(X[valid]).all():

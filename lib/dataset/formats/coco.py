@@ -16,7 +16,7 @@ import numpy as np
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, widened
 from lib.dataset.formats.files import findings_of, image_size, new_file, no_cameras, number_within, place_images, refuse_existing
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 
 SKELETON = "coco17"
 JOINTS = skeletons.get(SKELETON).num
@@ -108,7 +108,7 @@ def splits(root: str | Path) -> list[str]:
 def _content(path: Path) -> dict[str, list]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     for field in ("images", "annotations"):
         found = content.get(field) if isinstance(content, dict) else None
@@ -163,12 +163,12 @@ def _numbers(path: Path, entries: list[dict], field: str, count: int, what: str 
         values = np.array([entry.get(field, default) for entry in entries], np.float64)
         if values.shape == (len(entries), *shape) and np.isfinite(values).all():
             return values
-    except (TypeError, ValueError):
+    except MALFORMED:
         pass
     for entry in entries:  # which one it is
         try:
             value = np.asarray(entry.get(field, default), np.float64)
-        except (TypeError, ValueError):
+        except MALFORMED:
             value = np.full(1 + count, np.nan)
         if value.shape != shape or not np.isfinite(value).all():
             said = f"{count} finite numbers" if count else "a finite number"

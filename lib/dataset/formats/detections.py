@@ -21,8 +21,8 @@ from scipy.optimize import linear_sum_assignment
 
 from lib import skeleton as skeletons
 from lib.dataset.formats.detector_files import Detections, person_slot, read_detections
-from lib.dataset.formats.files import TABLE_ERRORS, new_file
-from lib.errors import DataError
+from lib.dataset.formats.files import new_file
+from lib.errors import MALFORMED, DataError
 from lib.skeleton import Skeleton
 from lib.unpickle import load_npz
 
@@ -445,7 +445,7 @@ def read_sequence(path: str | Path) -> np.ndarray:
         content = load_npz(path)
         x = np.asarray(content["keypoints"])
         x = _repeating(path, content["boxes"], x) if x.dtype == object else x.astype(np.float64)
-    except TABLE_ERRORS as error:
+    except (OSError, *MALFORMED) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise DataError(f"{path}: damaged, or not a detection archive ({said}); run the detector again") from None
     if x.ndim != 3 or x.shape[2] not in (2, 3) or not len(x) or not np.isfinite(x[..., :2]).all():

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.unpickle import load_npz
 
 log = logging.getLogger("parallax")
@@ -39,7 +39,6 @@ BY_COUNT = {15: "", 16: "", 17: "coco17", 18: "openpose18", 25: "openpose25", 26
 PERSON = 1  # slot of Detectron's classes, category of COCO
 SPARSE = 1000  # frames without anyone that are believed beyond 20 per frame with someone: more means the numbers are no frames
 FARTHEST = 1e6  # px: a joint or box beyond was not found, whatever its score
-BROKEN = (KeyError, ValueError, TypeError, IndexError, OverflowError, AttributeError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +141,7 @@ def read_detections(path: str | Path, layout: str | None = None, size: Sequence[
         skeletons.get(layout)
     try:
         found = _reader(path)(layout)
-    except BROKEN as error:
+    except MALFORMED as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise DataError(f"{path}: damaged, or not as its kind is written ({said}); run the detector again") from None
     except OSError as error:
@@ -174,7 +173,7 @@ def _reader(path: Path) -> Callable[[str | None], Detections]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
+    except MALFORMED as error:
         raise DataError(f"{path}: neither npz, npy nor complete JSON ({str(error)[:80]}); expected the file of a 2D detector") from None
 
 
@@ -334,7 +333,7 @@ def _openpose(path: Path, layout: str | None) -> Detections:
     for file, content in contents.items():
         try:
             _openpose_frame(rows, numbers[file.name] - first, content, placed)
-        except BROKEN as error:
+        except MALFORMED as error:
             raise DataError(f"{file}: not a frame of OpenPose ({error}); expected people with pose_keypoints_2d") from None
     return rows.finish(_length(path, numbers.values(), first), layout, first=first)
 
@@ -569,7 +568,7 @@ def read_pictures(path: str | Path, images: Sequence[str], layout: str | None = 
                     rows.add(place, points, score, box)
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}); check the path") from None
-        except (*BROKEN, RecursionError) as error:
+        except MALFORMED as error:
             said = f"no {error}" if isinstance(error, KeyError) else str(error)[:120]
             raise DataError(
                 f"{file}: no COCO results of keypoints ({said}), nor people of OpenPose, AlphaPose or MMPose; expected a list of image_id, "
@@ -599,7 +598,7 @@ def read_boxes(path: str | Path, images: Sequence[str]) -> tuple[np.ndarray, np.
         scores = np.array([entry.get("score", 1.0) for entry in entries], np.float64)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (*BROKEN, RecursionError) as error:
+    except MALFORMED as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)[:120]
         raise DataError(f"{path}: no boxes in COCO's form ({said}); expected a list of image_id, bbox, score") from None
     if None in place:

@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -29,13 +28,12 @@ PARALLEL_FROM = 400  # images; for fewer, starting processes takes longer than i
 CAMERA_FIELDS = tuple(f.name for f in fields(Cameras))
 PLAIN_FIELDS = tuple(f.name for f in fields(Annotations) if f.name not in ("skeleton", "cameras", "fps"))
 OPTIONAL_FIELDS = ("head_px",)  # not stored where it says nothing
-TABLE_ERRORS = (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile)
 LIMBS_MM = (("hip", "knee", 200, 650), ("knee", "ankle", 200, 650), ("shoulder", "elbow", 120, 480), ("elbow", "wrist", 120, 450))
 NAMED = 3  # examples in a finding; the rest is counted
 
 
 def load_table(path: str | Path) -> Annotations:
-    """The table in a file of `save_table`, not yet checked. Raises one of TABLE_ERRORS if it is something else."""
+    """The table in a file of `save_table`, not yet checked. Raises OSError or one of MALFORMED if it is something else."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     cameras = Cameras(*(torch.from_numpy(arrays[f"camera_{name}"]) for name in CAMERA_FIELDS))
@@ -138,7 +136,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
                         head = file.read(7)
                         return int.from_bytes(head[5:7], "big"), int.from_bytes(head[3:5], "big")
                     file.seek(int.from_bytes(file.read(2), "big") - 2, os.SEEK_CUR)
-    except OSError:
+    except (OSError, ValueError):  # a name with a null byte, for example
         return 0, 0
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return (0, 0) if image is None else (image.shape[1], image.shape[0])

@@ -25,7 +25,6 @@ from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats.files import (
-    TABLE_ERRORS,
     findings,
     image_size,
     load_table,
@@ -34,7 +33,7 @@ from lib.dataset.formats.files import (
     refuse_existing,
     save_table,
 )
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")
@@ -131,10 +130,10 @@ def read(root: str | Path, split: str, project: str = "", tangential: str = "h36
     table, records = (root / "annot" / f"{split}{suffix}" for suffix in (".npz", ".pkl"))
     if table.exists():
         try:
-            ann = load_table(table)
-        except TABLE_ERRORS as error:
+            ann = load_table(table).check(str(table))
+        except (OSError, *MALFORMED) as error:
             raise DataError(f"{table}: not an annotation table of this program ({error}); prepare it again") from None
-        ann = reprojected(ann.check(str(table)), project, tangential) if project not in ("", "stored") else ann
+        ann = reprojected(ann, project, tangential) if project not in ("", "stored") else ann
     elif records.exists():
         ann = _from_records(records, root, project or "pinhole", tangential)
     else:
@@ -309,12 +308,12 @@ class _Taker:
             value = default if value is None else value
             try:
                 array = np.asarray(value, np.float64)
-            except (TypeError, ValueError):
+            except MALFORMED:
                 array = np.empty(0)
             if name in ("cam.f", "cam.c") and array.size > size:  # published as two or more numbers
                 array = array.reshape(-1)[:size]
             if value is None or array.size != size:
-                found = "is missing" if value is None else f"has shape {np.shape(value)}"
+                found = "is missing" if value is None else f"has shape {array.shape}"
                 raise DataError(f"{self.path}: record {i}: {name} {found}, expected {shape or 'a number'}; get the complete file")
             out.append(array.reshape(shape))
         return np.stack(out)

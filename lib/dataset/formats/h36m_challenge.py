@@ -18,7 +18,7 @@ import numpy as np
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats.files import findings, image_size, part_folder, refuse_existing, write_images
-from lib.errors import ConfigError, DataError
+from lib.errors import MALFORMED, ConfigError, DataError
 from lib.geometry.camera import Cameras
 
 SKELETON = "h36m17"
@@ -109,7 +109,7 @@ def _pose(path: Path) -> np.ndarray:
     shape = (skeletons.get(SKELETON).num, 3)
     try:
         pose = np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read as numbers with commas ({error}); copy the file again") from None
     if pose.shape != shape or not np.isfinite(pose).all():
         raise DataError(f"{path}: holds {pose.shape[0]} rows of {pose.shape[1]} numbers, expected {shape} finite ones; copy the file again")

@@ -30,8 +30,9 @@ from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats import h36m
 from lib.dataset.formats.files import findings, need, new_file, part_folder, refuse_existing
+from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.video import extract_frames
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")
@@ -91,8 +92,11 @@ def metadata(path: str | Path) -> Release:
     K = np.zeros((VIEWS, 3, 3))
     K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = fx, fy, cx, cy, 1
     dist = np.stack([k1, k2, p1, p2, k3], -1)
-    cameras = Cameras.make(K, rotation(outer[..., :3]), center=outer[..., 3:], dist=dist, size=_sizes(top))
-    return Release(cameras, _subactions(top))
+    try:
+        cameras = Cameras.make(K, rotation(outer[..., :3]), center=outer[..., 3:], dist=dist, size=_sizes(top))
+        return Release(cameras, _subactions(top))
+    except MALFORMED as error:
+        raise DataError(f"{path}: holds cameras or sequences that cannot be ({error}); copy it again") from None
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:
@@ -236,7 +240,7 @@ def pose_file(path: str | Path, dims: int = 3) -> np.ndarray:
     path = Path(path)
     try:
         if path.name.endswith(".cdf.mat"):
-            file = need("scipy.io", str(path)).loadmat(path)
+            file = load_mat(path)
             data = file["data"] if "data" in file else file["Pose"]
             while data.dtype == object and data.size == 1:  # MATLAB cells
                 data = data.reshape(-1)[0]

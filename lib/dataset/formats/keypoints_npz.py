@@ -23,11 +23,11 @@ import torch
 
 from lib import skeleton as skeletons
 from lib.dataset.formats import h36m, h36m_constants, humaneva_constants
-from lib.dataset.formats.files import CAMERA_FIELDS, LIMBS_MM, TABLE_ERRORS, new_file, refuse_existing
+from lib.dataset.formats.files import CAMERA_FIELDS, LIMBS_MM, new_file, refuse_existing
 from lib.dataset.formats.h36m_constants import cameras as h36m_cameras
 from lib.dataset.formats.humaneva_constants import cameras as humaneva_cameras
 from lib.dataset.tracks import Tracks
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 from lib.unpickle import load_npz
 
@@ -168,7 +168,7 @@ class _Builder:
     def _pixels(self, where: str, data: Any) -> np.ndarray:
         try:
             x_img = np.ascontiguousarray(data, np.float32)
-        except (TypeError, ValueError):
+        except MALFORMED:
             raise DataError(f"{where}: is no array of numbers, expected (frames, {self.layout.num}, 2 or more) px") from None
         if x_img.ndim != 3 or x_img.shape[1] != self.layout.num or x_img.shape[2] < 2:
             raise DataError(
@@ -259,7 +259,7 @@ def _check_symmetry(path: Path, metadata: Mapping[str, Any], joints: skeletons.S
     expected = [list(side) for side in sides(joints)]
     try:
         found = [sorted(int(j) for j in side) for side in symmetry]
-    except (TypeError, ValueError):
+    except MALFORMED:
         found = None
     if found != [sorted(side) for side in expected]:
         raise DataError(
@@ -284,7 +284,7 @@ def _poses(path: Path, skeleton: str) -> dict[str, dict[str, np.ndarray]]:
             where = f"{path}: {subject} {action!r}"
             try:
                 X = np.asarray(data, np.float32)
-            except (TypeError, ValueError):
+            except MALFORMED:
                 raise DataError(f"{where}: is no array of numbers, expected (frames, {num}, 3) in metres") from None
             raw = skeletons.get("h36m32")
             if X.ndim == 3 and X.shape[1:] == (raw.num, 3) and skeleton == SKELETON:
@@ -336,7 +336,7 @@ def _video_rigs(path: Path, videos: Mapping[str, Any]) -> Rigs:
     def cameras(video: str) -> Cameras:
         try:
             size = [float(videos[video]["w"]), float(videos[video]["h"])]
-        except (KeyError, TypeError, ValueError):
+        except MALFORMED:
             raise DataError(f"{path}: metadata.video_metadata lacks the size of {video}, expected w and h in px; add them") from None
         return _uncalibrated(place.R, place.t, size)
 
@@ -360,7 +360,7 @@ def _stored_rigs(path: Path) -> Rigs:
         skeleton, tangential, fps = str(content["skeleton"]), str(content["tangential"]), float(content["fps"])
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; the cameras are known of {', '.join(KNOWN)} only: write the data set again") from None
-    except (*TABLE_ERRORS, IndexError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read as cameras ({error}); write the data set again") from None
 
     def cameras(subject: str) -> Cameras:

@@ -19,6 +19,7 @@ from lib import skeleton as skeletons
 from lib.dataset.formats import h36m, h36m_raw, humaneva_constants, keypoints_npz
 from lib.dataset.formats.files import need
 from lib.dataset.formats.keypoints_npz import EXCLUDED, LAYOUTS, MM, SKELETON, TRUTH
+from lib.dataset.formats.matlab import load_mat
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
 from lib.geometry.screen import project_held
@@ -176,7 +177,7 @@ def humaneva_trials(src: str | Path) -> dict[str, dict[str, tuple[np.ndarray, np
 def _trial(path: Path) -> tuple[np.ndarray, np.ndarray]:
     cameras = len(humaneva_constants.CAMERA_IDS)
     try:
-        file = need("scipy.io", str(path)).loadmat(path, variable_names=HUMANEVA_VARIABLES)
+        file = load_mat(path, HUMANEVA_VARIABLES)
         X, x = (np.asarray(file[name], np.float64) for name in HUMANEVA_VARIABLES)
     except DataError:
         raise

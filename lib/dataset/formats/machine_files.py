@@ -10,7 +10,8 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib.dataset.formats import h36m
-from lib.dataset.formats.files import need, new_file, refuse_existing
+from lib.dataset.formats.files import new_file, refuse_existing
+from lib.dataset.formats.matlab import load_mat
 from lib.errors import DataError
 
 SKELETON = "h36m16"
@@ -208,9 +209,8 @@ def read_tree(path: str | Path) -> Tree:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; it comes with the lists, and nothing but pictures needs it")
-    sio = need("scipy.io", f"{path}: reading it")
     try:
-        skel = sio.loadmat(path, squeeze_me=True, struct_as_record=False)["skel"]
+        skel = load_mat(path, squeeze_me=True, struct_as_record=False)["skel"]
         nodes = np.atleast_1d(skel.tree)
         parents = list(range(len(nodes)))
         for parent, node in enumerate(nodes):
@@ -218,6 +218,8 @@ def read_tree(path: str | Path) -> Tree:
                 parents[int(child) - 1] = parent
         torso = tuple(int(joint) - 1 for joint in np.atleast_1d(skel.torso))
         return Tree(tuple(str(n.name) for n in nodes), tuple(parents), tuple(str(n.color) for n in nodes), torso)
+    except DataError:
+        raise
     except Exception as error:  # SciPy has errors of its own, and a file may hold anything
         raise DataError(f"{path}: not a tree of joints ({error}), expected a struct skel with tree and torso; copy it again") from None
 

@@ -20,8 +20,9 @@ import torch
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, concat
 from lib.dataset.formats.files import findings_of, image_size, need, part_folder, refuse_existing, write_images
+from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.video import extract_videos
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")
@@ -107,9 +108,10 @@ def _train_sequence(root: Path, folder: Path, cameras: Sequence[int], universal:
             "DATASET.OPTIONS to some of these"
         )
     count = skeletons.get(RAW_SKELETON).num
-    x = np.stack([_poses(path, cells2[c], count, 2) for c in numbers], 1)[::step]  # (T,C,28,2)
-    X = np.stack([_poses(path, cells3[c], count, 3) for c in numbers], 1)[::step]
-    x, X = (_to_17(value) for value in (x, X))
+    poses = [[_poses(path, cells[c], count, dims) for c in numbers] for cells, dims in ((cells2, 2), (cells3, 3))]
+    if len(lengths := {len(p) for p in (*poses[0], *poses[1])}) != 1:
+        raise DataError(f"{path}: {' and '.join(map(str, sorted(lengths)))} frames of different cameras, expected one; copy it again")
+    x, X = (_to_17(np.stack(p, 1)[::step]) for p in poses)  # (T,C,17,2 and 3)
     cams = Cameras.stack([calibrated[c] for c in numbers])
     worlds = cams.to_world(torch.from_numpy(X)).numpy()  # cameras (C) and poses (T,C,J,3)
     with np.errstate(invalid="ignore"):
@@ -181,7 +183,10 @@ def _size(folder: Path, image: Path) -> tuple[int, int]:
 
 def _fitted_camera(path: Path, x: np.ndarray, X: np.ndarray, size: tuple[int, int]) -> Cameras:
     """The camera (), in whose frame the poses are, from x (T,J,2) px and X (T,J,3) mm."""
-    K = fit_intrinsics(x.reshape(-1, 2), X.reshape(-1, 3))
+    try:
+        K = fit_intrinsics(x.reshape(-1, 2), X.reshape(-1, 3))
+    except DataError as error:
+        raise DataError(f"{path}: annot2 and annot3: {error}; download the file again") from None
     ratio = X[..., :2] / X[..., 2:]
     with np.errstate(invalid="ignore"):
         error = np.linalg.norm(ratio * K[[0, 1], [0, 1]] + K[:2, 2] - x, axis=-1)
@@ -288,7 +293,7 @@ def _mat(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict
 
 
 def _mat5(path: Path, names: Sequence[str]) -> dict:
-    mat = need("scipy.io", f"{path}: reading it").loadmat(path, variable_names=names)
+    mat = load_mat(path, names)
     return {name: mat[name] for name in names if name in mat}
 
 
@@ -352,7 +357,7 @@ def read_calibration(path: str | Path) -> dict[int, Cameras]:
             K, M = np.reshape(entry["intrinsic"], (4, 4)), np.reshape(entry["extrinsic"], (4, 4))
             values = (K[:3, :3], M[:3, :3], M[:3, 3])
             cameras[number] = Cameras.make(*(torch.from_numpy(v) for v in values), size=torch.tensor(entry["size"], dtype=torch.float64))
-    except (KeyError, ValueError, IndexError) as error:
+    except MALFORMED as error:
         raise DataError(
             f"{path}: not a calibration ({error}), expected name, sensor, size, animated, intrinsic (16 numbers), extrinsic (16) and "
             "radial per camera; download the file again"

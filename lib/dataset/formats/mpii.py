@@ -18,7 +18,8 @@ import numpy as np
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, widened
 from lib.dataset.formats.files import findings, need, new_file, no_cameras, number_within, place_images, refuse_existing
-from lib.errors import DataError
+from lib.dataset.formats.matlab import load_mat
+from lib.errors import MALFORMED, DataError
 from lib.metrics.keypoints import HEAD_BIAS
 
 log = logging.getLogger("parallax")
@@ -104,7 +105,7 @@ def _records(path: Path, root: Path, split: str) -> list[dict]:
             f"{root}/annot: has no split {split!r} (.json), only {', '.join(names) or 'none'}; set DATASET.ROOT to the folder "
             "that holds annot/ and images/, and the split to one of these"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     if not isinstance(records, list) or not records:
         raise DataError(f"{path}: holds {type(records).__name__} of no records, expected a list of one or more; download it again")
@@ -122,7 +123,7 @@ def _field(path: Path, records: list[dict], name: str, shape: tuple[int, ...]) -
         if record.get(name) is not None:
             try:
                 value = np.asarray(record[name], dtype=np.float64)
-            except (TypeError, ValueError):
+            except MALFORMED:
                 value = np.empty(0)
             if value.shape != shape:
                 raise DataError(
@@ -170,12 +171,13 @@ def _boxes(path: Path, records: list[dict], joints: np.ndarray, known: np.ndarra
 
 def _truth(path: Path, records: Path, joints: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What MPII's evaluation compares with: joints (N,16,2) px counted from 0, which exist (N,16), head boxes (N,2,2)."""
-    sio = need("scipy.io", f"{path}: reading it")
     try:
-        mat = sio.loadmat(path)
+        mat = load_mat(path)
         names = [_text(cell) for cell in np.ravel(mat["dataset_joints"])]
         missing, heads = np.atleast_2d(mat["jnt_missing"]), mat["headboxes_src"].astype(np.float64)
         x_img = mat["pos_gt_src"].astype(np.float64) - 1
+    except DataError:
+        raise
     except Exception as error:  # SciPy, zlib and struct have errors of their own
         raise DataError(
             f"{path}: cannot be read ({error}), expected dataset_joints, jnt_missing, pos_gt_src and headboxes_src; download it again"

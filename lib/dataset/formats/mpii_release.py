@@ -13,6 +13,7 @@ import numpy as np
 
 from lib.dataset.formats import mpii
 from lib.dataset.formats.files import need, new_file, refuse_existing
+from lib.dataset.formats.matlab import load_mat
 from lib.errors import DataError
 
 FEW = 2  # people with fewer joints are no example to learn from
@@ -66,9 +67,8 @@ def _people(path: Path) -> list[dict[str, Any]]:
     """Everyone with a scale and a place, in the order of the file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; unpack mpii_human_pose_v1_u12_2.zip and give its .mat file")
-    sio = need("scipy.io", f"{path}: reading it")
     try:
-        release = sio.loadmat(path, squeeze_me=True, struct_as_record=False)["RELEASE"]
+        release = load_mat(path, squeeze_me=True, struct_as_record=False)["RELEASE"]
         images, public = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
         return [
             person
@@ -76,6 +76,8 @@ def _people(path: Path) -> list[dict[str, Any]]:
             for person in (_person(str(image.image.name), bool(is_public), rect) for rect in _items(image, "annorect"))
             if person
         ]
+    except DataError:
+        raise
     except Exception as error:  # SciPy has errors of its own, and a file may hold anything
         raise DataError(f"{path}: not MPII's release file ({error}), expected RELEASE.annolist and img_train; download it again") from None
 

@@ -24,7 +24,7 @@ from lib.dataset.calibrations import PANOPTIC, PANOPTIC_TO_WORLD, UNITS, panopti
 from lib.dataset.formats.files import findings_of, part_folder, refuse_existing, write_images
 from lib.dataset.formats.multiview import ChosenImages, observed, renumbered, rigs
 from lib.dataset.formats.video import extract_videos
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")
@@ -45,7 +45,6 @@ MIN_CONFIDENCE = 0.1
 FPS = 29.97
 POSES = "hdPose3d_stage1_coco19"
 ABSENT = (0.0, 0.0, 0.0, -1.0)  # a joint that the files do not know
-BROKEN = (KeyError, ValueError, TypeError, AttributeError)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -106,7 +105,7 @@ def camera_name(camera: str | Sequence[int]) -> str:
         try:
             panel, node = (int(n) for n in camera)
             return f"{panel:02d}_{node:02d}"
-        except (TypeError, ValueError):
+        except MALFORMED:
             pass
     raise DataError(f"cameras: {camera!r} is no camera, expected a name such as 00_03, or [panel, node]; correct DATASET.OPTIONS")
 
@@ -177,7 +176,7 @@ def bodies(folder: str | Path, interval: int = 1) -> tuple[np.ndarray, np.ndarra
                 joints.append(values.reshape(19, 4))
                 person.append(int(body["id"]))
                 frame.append(number)
-        except BROKEN as error:
+        except MALFORMED as error:
             said = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{name}: not a pose file of Panoptic ({said}); download the sequence again") from None
     out = np.array(joints, np.float64).reshape(-1, 19, 4)

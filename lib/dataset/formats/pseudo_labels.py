@@ -22,9 +22,9 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import center_form
 from lib.dataset.formats import panoptic
 from lib.dataset.formats.detector_files import read_pictures
-from lib.dataset.formats.files import TABLE_ERRORS, findings_of, load_table, new_file, place_images, refuse_existing, save_table
+from lib.dataset.formats.files import findings_of, load_table, new_file, place_images, refuse_existing, save_table
 from lib.dataset.formats.multiview import boxes_of
-from lib.errors import DataError, GeometryError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 
 SKELETON = "panoptic15"
@@ -33,7 +33,6 @@ HD = (1920, 1080)  # px of the pictures, where a record does not say
 THRESHOLD = 0.05
 FEWEST_SURE, FEWEST_INSIDE = 4, 3  # joints of a person that must be sure, and of those inside the box
 LABELLED = 2.0  # COCO's mark of a visible joint
-BROKEN = (KeyError, ValueError, TypeError, IndexError, AttributeError, GeometryError)
 
 
 # ----------------------------------------------------------------------------------------- from detections to labels
@@ -256,7 +255,7 @@ def read(root: str | Path, split: str) -> Annotations:
     if plain.is_file():
         try:
             return load_table(plain)
-        except TABLE_ERRORS as error:
+        except (OSError, *MALFORMED) as error:
             raise DataError(f"{plain}: not an annotation table of this program ({error}); write it again") from None
     if not pickled.is_file():
         some = ", ".join(sorted(p.stem for p in root.glob("group_*.pkl"))) or "none"
@@ -264,7 +263,7 @@ def read(root: str | Path, split: str) -> Annotations:
     content = unpickle.load(pickled)
     try:
         return _table(content["db"])
-    except BROKEN as error:
+    except MALFORMED as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)[:160]
         raise DataError(f"{pickled}: not label records of VoxelPose or SelfPose3d ({said}); download the file again") from None
 

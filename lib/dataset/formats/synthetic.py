@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats.files import TABLE_ERRORS, load_table, part_folder, refuse_existing, save_table, write_images
-from lib.errors import DataError
+from lib.dataset.formats.files import load_table, part_folder, refuse_existing, save_table, write_images
+from lib.errors import MALFORMED, DataError
 
 SKELETON = "h36m17"
 FORMAT = 1
@@ -42,7 +42,7 @@ def read(root: str | Path, split: str) -> Annotations:
         )
     try:
         return load_table(path)
-    except TABLE_ERRORS as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: not an annotation table of this program ({error}); {_again(root, split)}") from None
 
 
@@ -107,7 +107,7 @@ def manifest(root: str | Path) -> dict:
     try:
         world = json.loads(path.read_text())
         good = world["format"] == FORMAT and all(isinstance(e, dict) for e in world["splits"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *MALFORMED):
         good = False
     if not good:
         raise DataError(f"{path}: damaged, or of another program or version; set DATASET.ROOT to a new folder or delete {root}")

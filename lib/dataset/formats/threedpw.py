@@ -28,7 +28,6 @@ from lib import unpickle
 from lib.dataset.annotations import Annotations, concat
 from lib.dataset.calibrations import PANOPTIC_TO_WORLD as Y_DOWN_TO_Z_UP
 from lib.dataset.formats.files import (
-    TABLE_ERRORS,
     findings_of,
     image_size,
     load_table,
@@ -38,7 +37,7 @@ from lib.dataset.formats.files import (
     write_images,
 )
 from lib.dataset.formats.multiview import ChosenImages
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")
@@ -59,7 +58,6 @@ TABLES, VERSION = ".tables", 1  # folder and version of parsed sequences
 KEEP_FROM = 1 << 20  # bytes of a pickle; smaller ones are read as fast as a parsed table
 MESH_JOINTS = ("l_knee", "r_knee", "l_ankle", "r_ankle", "l_elbow", "r_elbow", "l_wrist", "r_wrist")
 MESH_MM = 150.0  # by which those of the mesh and of the files may differ, in the median
-BROKEN = (KeyError, ValueError, TypeError, AttributeError, IndexError)
 
 
 class Labels(NamedTuple):
@@ -140,7 +138,7 @@ def _kept(root: Path, name: str, path: Path, folder: Path | None) -> Annotations
     try:
         if table.exists():
             return load_table(table).check(str(table))
-    except (*TABLE_ERRORS, DataError) as error:
+    except (OSError, DataError, *MALFORMED) as error:
         log.info("%s: damaged (%s), it is made again", table, error)
     ann = _sequence(path, name, pictures)
     if ann is not None:
@@ -242,7 +240,7 @@ def _array(path: str | Path, data: dict[str, Any], key: str, shape: tuple[int, .
     said = f"{path}: {key} is not of shape ({', '.join('frames' if n < 0 else str(n) for n in shape)})"
     try:
         value = np.asarray(data[key], dtype=np.float64)
-    except BROKEN as error:
+    except MALFORMED as error:
         raise DataError(f"{said} ({error}); download the sequence again") from None
     if value.ndim != len(shape) or any(n not in (-1, found) for n, found in zip(shape, value.shape, strict=True)) or not value.size:
         raise DataError(f"{said}, it has {value.shape}; download the sequence again")
