@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import socket
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,12 +89,17 @@ class Command:
         return self.process.exitcode, self.said()
 
 
-def two_processes(out: Path, *arguments) -> list[tuple[int, str]]:
-    """(status, output) of both ranks."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [command.end() for command in [Command(out, *arguments, rank=rank, port=port) for rank in (0, 1)]]
+        return probe.getsockname()[1]
+
+
+def two_processes(out: Path, *arguments, of_rank: Mapping[int, Sequence] | None = None) -> list[tuple[int, str]]:
+    """(status, output) of both ranks; `of_rank` holds arguments of one of them alone."""
+    port, own = free_port(), of_rank or {}
+    commands = [Command(out, *own.get(rank, ()), *arguments, rank=rank, port=port) for rank in (0, 1)]
+    return [command.end() for command in commands]
 
 
 class Stop(Exception):

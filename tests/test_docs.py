@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "models/README.md", "refiner/README.md",
     "docs/experiments.md", "docs/conventions.md", "docs/extending.md", "docs/from-epipolarpose.md",
-    "docs/from-videopose3d.md", "docs/results.md", "docs/performance.md",
+    "docs/from-videopose3d.md", "docs/results.md", "docs/performance.md", "docs/scaling.md",
 ]
 
 

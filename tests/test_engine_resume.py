@@ -195,6 +195,20 @@ def test_run_without_a_checkpoint_starts_anew(tmp_path, whole):
         fit(tmp_path, "TRAIN.RESUME", True)
 
 
+def test_run_that_ends_while_its_first_best_weights_are_written_goes_on(tmp_path, whole, monkeypatch):
+    def crash(*_):
+        raise Stop
+
+    monkeypatch.setattr(run_dir, "write_scores", crash)
+    with pytest.raises(Stop):
+        fit(tmp_path)
+    monkeypatch.undo()
+    assert (toy_folder(tmp_path) / run_dir.BEST).exists()
+    resumed, _ = fit(tmp_path, "TRAIN.RESUME", True)
+    assert resumed.task.calls[0].step == 5
+    assert_same_run(tmp_path, whole)
+
+
 def test_failing_to_start_leaves_nothing_behind(tmp_path):
     with pytest.raises(DataError):
         fit(tmp_path, samples=0)
@@ -326,3 +340,19 @@ def test_two_processes_stop_together_when_one_finds_nan(tmp_path):
     ends = two_processes(tmp_path, "--bad", 3, "TRAIN.BATCH_SIZE", 2, "TRAIN.SHUFFLE", "false")
     assert [status for status, _ in ends] == [2, 2], ends
     assert all("step 0" in said and "train 2, 3" in said for _, said in ends)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_end_of_one_process_ends_the_other_and_both_go_on_later(tmp_path, rank):
+    size = ("TRAIN.BATCH_SIZE", 2, "TRAIN.SAVE_STEPS", 3)
+    ends = two_processes(tmp_path / "killed", *size, of_rank={rank: ("--kill-at", 8)})
+    assert ends[rank][0] == -signal.SIGKILL
+    status, said = ends[1 - rank]
+    last = toy_folder(tmp_path / "killed") / run_dir.LAST
+    assert status == 2 and "Traceback" not in said, said
+    assert f"another process of this run has ended or cannot be reached, its own message tells why; go on from {last} with" in said
+    assert checkpoint.load(last)["step"] == 6
+    ends = two_processes(tmp_path / "killed", *size, "TRAIN.RESUME", True)
+    assert [status for status, _ in ends] == [0, 0], ends
+    two_processes(tmp_path / "whole", *size)
+    assert_equal(final(tmp_path / "killed"), final(tmp_path / "whole"))

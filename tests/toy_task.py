@@ -128,6 +128,7 @@ def main(arguments: list[str]) -> int:
     """Trains the toy task with overrides "KEY VALUE ..."; the status that a script would end with."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kill-at", type=int, help="step in which the process is killed")
+    parser.add_argument("--kill-once", help="file made by the kill of rank 1, which happens only while it is not there")
     parser.add_argument("--pause-at", type=int, help="step in which to print PAUSED and wait for a signal")
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--bad", type=int, default=-1, help="training sample that is nan")
@@ -136,7 +137,7 @@ def main(arguments: list[str]) -> int:
 
     class Watched(ToyTask):
         def at_step(self, step):
-            if step.step == args.kill_at:
+            if step.step == args.kill_at and (args.kill_once is None or first_kill(args.kill_once, world.rank)):
                 os.kill(os.getpid(), signal.SIGKILL)
             if step.step == args.pause_at:
                 print("PAUSED", flush=True)
@@ -160,6 +161,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def first_kill(marker: str, rank: int) -> bool:
+    """True once, in rank 1."""
+    if rank != 1 or os.path.exists(marker):
+        return False
+    open(marker, "x").close()
+    return True
+
+
 def in_process(output: str, environment: dict[str, str], arguments: list[str]) -> None:
     """`main` as a process of its own: what it says goes to a file."""
     os.environ.update(environment)
@@ -167,3 +176,7 @@ def in_process(output: str, environment: dict[str, str], arguments: list[str]) -
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.exit(main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -36,10 +36,12 @@ def not_finite(step: int, epoch: int, values: list[dict[str, float]], ids: list[
     found = {name: value for rank in values for name, value in rank.items() if not math.isfinite(value)}
     samples = "; ".join(f"{name} {', '.join(map(str, rows))}" for rank in ids for name, rows in rank.items())
     numbers = ", ".join(f"{name} is {value}" for name, value in found.items())
-    return RunError(
+    error = RunError(
         f"step {step} (epoch {epoch}): {numbers}, expected finite numbers; the optimizer has not moved. Samples of "
         f"this step by id: {samples}. Look at them; if they are sound, lower TRAIN.LR, set TRAIN.CLIP, or AMP off"
     )
+    error.shared = len(values) > 1
+    return error
 
 
 def overfit_config(cfg):

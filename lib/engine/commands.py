@@ -85,6 +85,7 @@ def run(main: Callable[[], object]) -> None:
         log.info("stopped")
         sys.exit(130)
     except ParallaxError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", 0))
+        if rank == 0 or not error.shared:  # what only this process has met nobody else can say
+            print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr)
         sys.exit(2)

@@ -20,6 +20,7 @@ from lib.errors import ConfigError, ParallaxError, RunError
 
 HOST = torch.device("cpu")
 PATIENCE = timedelta(hours=2)  # other ranks wait while the main one generates data or labels
+SIGNS_OF_LOSS = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe")  # in errors that have no class of their own
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,18 @@ class World:
             except ParallaxError as e:
                 error = e
         if self.size > 1:
-            shared = [result, error]
-            dist.broadcast_object_list(shared, src=0)
-            result, error = shared
+            both = [result, error]
+            dist.broadcast_object_list(both, src=0)
+            result, error = both
         if error is not None:
+            error.shared = self.size > 1
             raise error
         return result
+
+    def lost(self, error: RuntimeError) -> bool:
+        """Does the error tell that another process ended, or can no longer be reached?"""
+        text = str(error).lower()
+        return self.size > 1 and (isinstance(error, dist.DistError) or any(sign in text for sign in SIGNS_OF_LOSS))
 
     def share_buffers(self, module: nn.Module) -> None:
         """Gives every rank the buffers (batch-norm statistics) of the main one, so that all judge the same network."""

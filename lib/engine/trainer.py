@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import repeat
 from pathlib import Path
 
@@ -60,6 +60,7 @@ class Trainer:
         self.log, self.signals = RunLogger(self.world.is_main), StopSignals()
         self.eval_sets: dict | None = None
         self.step, self.evaluated_step = 0, -1  # optimizer steps done; the step whose weights were judged last
+        self.saved = False  # has this process written a checkpoint?
         self.best: dict | None = None  # {"metric", "value", "step", "epoch"}
         self.results: dict = {}  # of the best weights, as in results.json
         if cfg.COMPILE:
@@ -88,25 +89,31 @@ class Trainer:
             RunError: the run directory cannot be used, the state to resume does not fit, or the loss is not finite.
             Interrupted: a signal asked to stop; the state is saved.
         """
-        state = self._open_run()
-        finished = state is not None and self._is_finished(state)
-        if not finished:
-            self._open_training(state)
-        if self.folder is not None:  # now that nothing is missing
-            self.world.on_main(lambda: run_dir.create(self.folder, self.cfg))
-        if finished:
-            return self._finish(state["model"], trained=False)
-        with self.log.opened(self.folder, self.step, state["seconds"] if state else 0.0), StopSignals() as self.signals:
-            self._announce()
-            if self.evaluation_due():  # stopped between the last step of an epoch and its evaluation
-                self.end_epoch()
-            batches = self._batches()
-            while self.step < self.total_steps:
-                with distributed.kept_rng(self.device):  # a resumed run may call it twice for an epoch
-                    self.task.on_epoch(self.epoch)
-                self.train_epoch(batches)
-                self.end_epoch()
-            return self._finish(self.task.model.state_dict(), trained=True)
+        with self._together():
+            state = self._open_run()
+            finished = state is not None and self._is_finished(state)
+            if not finished:
+                self._open_training(state)
+            if self.folder is not None:  # now that nothing is missing
+                self.world.on_main(lambda: run_dir.create(self.folder, self.cfg))
+            if finished:
+                return self._finish(state["model"], trained=False)
+            seconds = state["seconds"] if state else 0.0
+            with self.log.opened(self.folder, self.step, seconds), StopSignals() as self.signals:
+                return self._train()
+
+    def _train(self) -> dict:
+        """The epochs that are left, and the end."""
+        self._announce()
+        if self.evaluation_due():  # stopped between the last step of an epoch and its evaluation
+            self.end_epoch()
+        batches = self._batches()
+        while self.step < self.total_steps:
+            with distributed.kept_rng(self.device):  # a resumed run may call it twice for an epoch
+                self.task.on_epoch(self.epoch)
+            self.train_epoch(batches)
+            self.end_epoch()
+        return self._finish(self.task.model.state_dict(), trained=True)
 
     def train_epoch(self, batches: Iterator[dict]) -> None:
         """Steps to the end of the current epoch, or of training."""
@@ -164,6 +171,8 @@ class Trainer:
     def end_epoch(self) -> None:
         """Evaluates when it is due, keeps the best weights and their scores, saves the last state."""
         if self.evaluation_due():
+            if not self.saved:  # best weights without a checkpoint could not be gone on from
+                self.save()
             evaluation = self.evaluate(self.cfg.DEBUG.FIGURES if self.folder else 0)
             self.evaluated_step = self.step
             self._judge(evaluation)
@@ -296,6 +305,7 @@ class Trainer:
         rng = self.world.gather(distributed.rng_state(self.device))
         if self.world.is_main:
             checkpoint.save(self.folder / run_dir.LAST, {**checkpoint.state_of(self), "rng": rng})
+        self.saved = True
 
     def _batches(self) -> Iterator[dict[str, dict]]:
         steps, pin = 1 if self.overfit else self.total_steps - self.step, self.device.type != HOST.type
@@ -305,18 +315,40 @@ class Trainer:
     def _next(self, batches: Iterator[dict[str, dict]]) -> dict[str, dict]:
         try:
             return next(batches)
-        except RuntimeError:  # the signal may have gone to the data workers as well, which end at once
-            if self.signals.requested and self.world.size == 1:
-                self.interrupt()
-            raise
+        except RuntimeError as error:  # the signal may have gone to the data workers as well, which end at once
+            if not self.signals.requested:
+                raise
+            if self.world.size > 1:  # the others may be in the middle of a step
+                raise RunError(f"stopped by a signal, together with the data workers; {self._next_step()}") from error
+            self.interrupt()
 
     def interrupt(self) -> None:
         """Saves and ends the run by raising Interrupted."""
         self.save()
-        saved = (
-            f"go on from {self.folder / run_dir.LAST} with TRAIN.RESUME true" if self.folder else "nothing was written"
-        )
-        raise Interrupted(f"stopped after step {self.step} of {self.total_steps}; {saved}")
+        raise Interrupted(f"stopped after step {self.step} of {self.total_steps}; {self._next_step()}")
+
+    def _next_step(self) -> str:
+        """How a run that ends here is taken up again."""
+        if self.folder is None:
+            return "nothing was written"
+        last = self.folder / run_dir.LAST
+        if last.exists():
+            return f"go on from {last} with TRAIN.RESUME true"
+        return "no checkpoint was written yet: the same command with TRAIN.RESUME true starts anew"
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """The end of another process ends this one with a message, not with the traceback of whatever waited for it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.world.lost(error):
+                raise
+            reason = str(error).strip().split("\n")[0]
+            raise RunError(
+                f"another process of this run has ended or cannot be reached, its own message tells why; {self._next_step()} "
+                f"({reason[:200]})"
+            ) from error
 
     def _finish(self, model: dict, trained: bool) -> dict:
         """Bare weights of the last step, the table of the best ones, and where everything is."""
