@@ -348,6 +348,20 @@ def test_errors_and_stops_have_their_status(capsys):
         commands.run(lambda: 1 / 0)
 
 
+def test_a_process_says_what_it_alone_has_met(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    common = RunError("of all")
+    common.shared = True
+    for error, said in ((common, ""), (RunError("of this one"), "error: rank 3: of this one\n")):
+
+        def fail(error=error):
+            raise error
+
+        with pytest.raises(SystemExit):
+            commands.run(fail)
+        assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize("script", ["train.py", "valid.py"])
 def test_help_shows_examples(script):
     words = [sys.executable, str(ROOT / "scripts" / script), "--help"]

@@ -18,7 +18,7 @@ from tests.damage import damage
 from tests.fuzz_cases import CASES
 
 EXAMPLES = 15
-THOROUGH = 1500
+THOROUGH = 300
 PATIENCE = 20  # s that a reader may take for one of these small files
 ROOM = 3 << 30  # bytes that it may reserve
 

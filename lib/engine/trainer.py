@@ -319,15 +319,15 @@ class Trainer:
             if not self.signals.requested:
                 raise
             if self.world.size > 1:  # the others may be in the middle of a step
-                raise RunError(f"stopped by a signal, together with the data workers; {self._next_step()}") from error
+                raise RunError(f"stopped by a signal, together with the data workers; {self._how_to_go_on()}") from error
             self.interrupt()
 
     def interrupt(self) -> None:
         """Saves and ends the run by raising Interrupted."""
         self.save()
-        raise Interrupted(f"stopped after step {self.step} of {self.total_steps}; {self._next_step()}")
+        raise Interrupted(f"stopped after step {self.step} of {self.total_steps}; {self._how_to_go_on()}")
 
-    def _next_step(self) -> str:
+    def _how_to_go_on(self) -> str:
         """How a run that ends here is taken up again."""
         if self.folder is None:
             return "nothing was written"
@@ -346,7 +346,7 @@ class Trainer:
                 raise
             reason = str(error).strip().split("\n")[0]
             raise RunError(
-                f"another process of this run has ended or cannot be reached, its own message tells why; {self._next_step()} "
+                f"another process of this run has ended or cannot be reached, its own message tells why; {self._how_to_go_on()} "
                 f"({reason[:200]})"
             ) from error
 
