@@ -90,6 +90,16 @@ def test_soft_argmax_is_float32_under_autocast_and_for_half_types():
     torch.testing.assert_close(a.grad.float(), b.grad, atol=1e-3, rtol=1e-2)
 
 
+def test_soft_argmax_gives_the_gradient_again_but_no_second_derivative():
+    logits = torch.randn(2, 3, 4, 5, 6, requires_grad=True)
+    coords = soft_argmax(logits)
+    first, second = (torch.autograd.grad(coords.square().sum(), logits, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+    (slope,) = torch.autograd.grad(coords.square().sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
 def test_soft_argmax_of_huge_and_lonely_logits():
     logits = torch.full((1, 1, 4, 6, 5), -1e4)
     logits[0, 0, 1, 2, 3] = 1e4

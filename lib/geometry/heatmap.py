@@ -139,8 +139,8 @@ def soft_argmax(
     dims: how many trailing axes a map has (1 to 3); None = all behind (B, J). score=True also returns the largest
     probability (..., J), without gradient. Cells count from 0, no half-cell offset; any sizes; float32 inside even
     under autocast (float64 for float64). Equation: Sun et al., Integral Human Pose Regression (ECCV 2018), with the
-    analytic gradient p g (c - E[c]). It works on blocks that stay in cache and keeps no probabilities, so its extra
-    memory is the gradient alone. First derivatives only. Raises GeometryError.
+    analytic gradient p g (c - E[c]). It works on blocks that stay in cache; where a gradient will be asked for, the exponentials stay in
+    the memory that later holds it, so that the extra memory is the gradient alone. First derivatives only. Raises GeometryError.
     """
     dims = logits.ndim - 2 if dims is None else dims
     if not 1 <= dims <= 3 or logits.ndim <= dims or not logits.is_floating_point():
@@ -152,7 +152,9 @@ def soft_argmax(
         coords, peak = _plain_soft_argmax(logits, dims, beta)
         return (coords, peak) if score else coords
     lead = logits.shape[:-dims]
-    coords, peak = _SoftArgmax.apply(logits.reshape(-1, lead[-1], *logits.shape[-dims:]), dims, beta)
+    # of a half type they would take twice the gradient's memory: there they are worked out a second time
+    keep = torch.is_grad_enabled() and logits.requires_grad and logits.dtype == result_dtype(logits)
+    coords, peak = _SoftArgmax.apply(logits.reshape(-1, lead[-1], *logits.shape[-dims:]), dims, beta, keep)
     coords = coords.reshape(*lead, dims)
     return (coords, peak.reshape(lead)) if score else coords
 
@@ -172,14 +174,15 @@ class _SoftArgmax(torch.autograd.Function):
     """logits (B, J, map axes) -> coordinates (B, J, k), largest probability (B, J)."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, dims: int, beta: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx, logits: Tensor, dims: int, beta: float, keep: bool) -> tuple[Tensor, Tensor]:
         dtype = result_dtype(logits)
         order, maps = _memory_order(logits, dims)
         sizes = maps.shape[2:]
         first = logits.new_empty(*maps.shape[:2], sizes[0], dtype=dtype)  # marginal of the outermost axis in memory
         rest = logits.new_empty(*maps.shape[:2], math.prod(sizes[1:]), dtype=dtype)  # ... and of the others together
         top = logits.new_empty(*maps.shape[:2], *[1] * dims, dtype=dtype)
-        for part, work in _blocks(maps, dtype):
+        ctx.kept = torch.empty_like(logits) if keep else None  # exponentials, and in the end the gradient
+        for part, work in _blocks(maps, dtype, _ordered(ctx.kept, order)):
             block = maps[part]
             peak = block.amax((-1, -2, -3)[:dims], keepdim=True).to(dtype)
             _exponentials(block, peak, beta, work)
@@ -206,12 +209,13 @@ class _SoftArgmax(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None, None, None]:
         logits, coords, top, total = ctx.saved_tensors
         dims, dtype = ctx.dims, coords.dtype
         order, maps = _memory_order(logits, dims)
-        out = torch.empty_like(logits)
-        slots = out.permute(0, 1, *(2 + axis for axis in order))
+        kept, ctx.kept = ctx.kept, None  # a second backward of a retained graph finds none, and works them out again
+        out = torch.empty_like(logits) if kept is None else kept
+        slots = _ordered(out, order)
         slope = grad.to(dtype) * (ctx.beta / total[..., None])  # of the unnormalised exponentials
         tables = []  # g (c - E[c]) / total along each axis of the memory order, (B, J, 1.., n, ..1)
         for place, axis in enumerate(order):
@@ -222,13 +226,14 @@ class _SoftArgmax(torch.autograd.Function):
         inner = tables[1] if dims > 1 else torch.zeros_like(tables[0][..., :1])
         inner = inner + tables[2] if dims > 2 else inner
         weight = None
-        for part, work in _blocks(maps, dtype):
-            _exponentials(maps[part], top[part], ctx.beta, work)
+        for part, work in _blocks(maps, dtype, _ordered(kept, order)):
+            if kept is None:
+                _exponentials(maps[part], top[part], ctx.beta, work)
             F.threshold_(work, 2 * math.exp(LOWEST), 0.0)  # no gradient there, not even a tiny one
             weight = torch.empty_like(work) if weight is None or weight.shape != work.shape else weight
             torch.add(tables[0][part], inner[part], out=weight)
             torch.mul(work, weight, out=slots[part])
-        return out, None, None
+        return out, None, None, None
 
 
 def _exponentials(logits: Tensor, peak: Tensor, beta: float, out: Tensor) -> None:
@@ -241,20 +246,25 @@ def _memory_order(logits: Tensor, dims: int) -> tuple[list[int], Tensor]:
     view.
     """
     order = sorted(range(dims), key=lambda axis: -logits.stride(2 + axis))
-    return order, logits.detach().permute(0, 1, *(2 + axis for axis in order))
+    return order, _ordered(logits.detach(), order)
 
 
-def _blocks(maps: Tensor, dtype: torch.dtype):
-    """Pieces of (B, J) whose maps fit the cache: an index and a work tensor that is used again for the next piece."""
+def _ordered(maps: Tensor | None, order: list[int]) -> Tensor | None:
+    """The view of (B, J, map axes) in that order."""
+    return None if maps is None else maps.permute(0, 1, *(2 + axis for axis in order))
+
+
+def _blocks(maps: Tensor, dtype: torch.dtype, kept: Tensor | None = None):
+    """Pieces of (B, J) whose maps fit the cache: an index, and its part of `kept`, or a work tensor that serves all pieces in turn."""
     limit = CPU_BLOCK if maps.device.type == "cpu" else GPU_BLOCK
     batch, joints = maps.shape[:2]
     fit = max(1, limit // max(1, math.prod(maps.shape[2:])))
     rows, columns = max(1, fit // max(1, joints)), min(joints, fit)
-    work = maps.new_empty(min(rows, batch), columns, *maps.shape[2:], dtype=dtype)
+    work = maps.new_empty(min(rows, batch), columns, *maps.shape[2:], dtype=dtype) if kept is None else None
     for b in range(0, batch, rows):
         for j in range(0, joints, columns):
             part = (slice(b, b + rows), slice(j, j + columns))
-            yield part, work[: min(rows, batch - b), : min(columns, joints - j)]
+            yield part, kept[part] if work is None else work[: min(rows, batch - b), : min(columns, joints - j)]
 
 
 @no_autocast
