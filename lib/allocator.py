@@ -5,7 +5,7 @@ import os
 import sys
 
 # environment variable: its value for children, the same option of mallopt in malloc.h, its value there (-1 = never)
-_OPTIONS = {"MALLOC_MMAP_THRESHOLD_": (1 << 30, -3, 1 << 30), "MALLOC_TRIM_THRESHOLD_": (1 << 34, -1, -1)}
+OPTIONS = {"MALLOC_MMAP_THRESHOLD_": (1 << 30, -3, 1 << 30), "MALLOC_TRIM_THRESHOLD_": (1 << 34, -1, -1)}
 
 
 def keep_heap() -> bool:
@@ -22,7 +22,7 @@ def keep_heap() -> bool:
     except (AttributeError, OSError):  # another C library, or none that can be opened
         return False
     done = []
-    for name, (for_children, option, value) in _OPTIONS.items():
+    for name, (for_children, option, value) in OPTIONS.items():
         if name not in os.environ:
             done.append(mallopt(option, value) == 1)
             os.environ[name] = str(for_children)

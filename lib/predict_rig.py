@@ -33,6 +33,7 @@ from lib.geometry.crop import crop_affine
 from lib.geometry.voxel import space_from_cameras
 from lib.paint import FAINT, FLOOR, PAPER, below, beside, write_texts
 from lib.rig_people import RigPeople
+from lib.models.freeze import freeze
 from lib.skeleton import Skeleton, get
 from lib.space_view import TOP, SpaceView, person_color
 from lib.tasks.base import Task
@@ -300,7 +301,7 @@ class RigPredictor:
 
     @staticmethod
     def from_checkpoint(path: str | Path, device: str = "auto", config: Config | None = None, space: str = "checkpoint") -> RigPredictor:
-        """The network of a checkpoint, rebuilt from the configuration inside it; no data is read.
+        """The network of a checkpoint, rebuilt from the configuration inside it; no data is read. It is frozen: batch norms are folded.
 
         Args:
             path: a checkpoint of a run. Bare weights (published files) need `config`.
@@ -311,7 +312,9 @@ class RigPredictor:
             ConfigError: no such device on this machine.
         """
         choose_device(device)  # a mistyped device is reported before a large file is read
-        return RigPredictor(restore(path, fallback=config), device, space)
+        predictor = RigPredictor(restore(path, fallback=config), device, space)
+        freeze(predictor.task.model)
+        return predictor
 
     @property
     def space(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -26,11 +26,12 @@ from lib.correction import DECISIONS
 from lib.dataset.clips import Clips, in_clips, sequential
 from lib.dataset.image import ImageSpec, read_image, warp
 from lib.dataset.loader import to_device
-from lib.engine.distributed import choose_device
+from lib.engine.distributed import autocast_dtype, choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine, transform_points
 from lib.lifter import Lifter
+from lib.models.freeze import freeze
 from lib.predict_rig import RigPredictor
 from lib.skeleton import Skeleton, convert, get
 from lib.tasks.base import Task
@@ -86,6 +87,7 @@ class Predictor:
         box_scale: factor on the side of a box before it is cropped, as in training.
         correction: TEST.CORRECTION of the task.
         evidence: what finds the 2D joints that corrections go by; None = what the network sees.
+        amp: number format of the network: "off" = float32, "bf16", "fp16", or "auto" = bf16 where the device computes it fast.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class Predictor:
         box_scale=1.0,
         correction: str = "off",
         evidence: "Predictor | None" = None,
+        amp: str = "off",
     ):
         self.device = choose_device(device)
+        self.amp_dtype = autocast_dtype(amp, self.device)
         self.task = task.to(self.device).eval()
         self.spec: ImageSpec = task.image_spec
         self.skeleton = get(task.pose_skeleton)
@@ -112,8 +116,10 @@ class Predictor:
         config: Config | None = None,
         correct: bool = False,
         evidence: "Predictor | None" = None,
+        amp: str = "off",
+        compiled: bool = False,
     ) -> "Predictor":
-        """The network of a checkpoint, rebuilt from the configuration inside it; no data is read.
+        """The network of a checkpoint, rebuilt from the configuration inside it; no data is read. It is frozen: batch norms are folded.
 
         Args:
             path: a checkpoint of a run. Bare weights (`final_state.pth.tar`, published files) need `config`.
@@ -121,6 +127,8 @@ class Predictor:
             correct: correct poses by 2D joints, as the CORRECTION section of the configuration says: those that the network sees, or those
                 of `evidence`.
             evidence: another network that looks at the same boxes, for its 2D joints.
+            amp: see the class.
+            compiled: torch.compile the network: the first batches take minutes, each later one less. For many pictures.
 
         Raises:
             WeightsError: the file is missing or damaged, does not fit its model, needs `config`, its network looks at no pictures, or its
@@ -136,8 +144,10 @@ class Predictor:
             raise WeightsError(f"{path}: its network finds people before several cameras, expected one that looks at a single person; "
                                "use RigPredictor, or --rig")  # fmt: skip
         cfg = task.cfg.DATASET
-        correction = task.cfg.TEST.CORRECTION
-        return Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, correction=correction, evidence=evidence)
+        options = {"correction": task.cfg.TEST.CORRECTION, "evidence": evidence, "amp": amp}
+        predictor = Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, **options)
+        freeze(task.model, predictor.amp_dtype, compiled)
+        return predictor
 
     def __call__(
         self, image, box=None, camera=None, root_depth_mm: float | None = None, box_mm: float | None = None
@@ -328,7 +338,7 @@ class Predictor:
         batch = {name: in_clips(value, flat, shape) for name, value in batch.items()}
         if over_time:
             batch["mask"] = torch.from_numpy(clips.mask)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             pred = self.task.predict(to_device(batch, self.device))
         pred = {name: (value[torch.from_numpy(clips.judged)] if over_time else value).double().cpu() for name, value in pred.items()}
         if "x_img" not in pred:

@@ -74,6 +74,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import vis
+from lib.allocator import keep_heap
 from lib.config import load
 from lib.dataset import load as load_annotations
 from lib.dataset.image import read_image
@@ -103,7 +104,7 @@ PANEL = 480  # px, height of the pictures in a clip
 COLUMNS = ("box", "x_img", "conf", "X_root", "X_cam")
 CORRECTED = ("X_before", "before_px", "after_px", "decision")
 PICTURES_ONLY = ("image", "box", "boxes", "annotated", "detector", "detector_weights", "threshold", "margin", "box_mm", "focal",
-                 "root_depth", "every", "detect_every", "evidence")  # fmt: skip
+                 "root_depth", "every", "detect_every", "evidence", "amp", "compile")  # fmt: skip
 LIFTING_ONLY = ("layout", "track", "person", "camera", "video", "truth", "fps", "image_size", "form", "size", "azimuth", "elevation",
                 "skip", "downsample")  # fmt: skip
 RIG_ONLY = ("associate", "split", "calibration", "unit", "method", "min_conf", "max_people", "gate_mm", "gap", "min_frames", "space", "up")
@@ -150,6 +151,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--correct", action="store_true", help="correct 3D poses by 2D joints; see below")
     parser.add_argument("--evidence", type=Path, metavar="CHECKPOINT", help="network whose 2D joints --correct goes by; default: the same")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one) or a torch device")
+    parser.add_argument("--amp", choices=("off", "bf16", "fp16", "auto"), default="off",
+                        help="number format of the network; auto = bf16 where it is fast; default: %(default)s")  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="compile the network: minutes first, then faster; for many pictures")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     add_lifting(parser.add_argument_group("3D motion from keypoints"))
     add_rig(parser.add_argument_group("people in the space of several cameras"))
@@ -271,8 +275,9 @@ def predict_all(args: argparse.Namespace) -> int:
             raise RunError(f"{existing[0]}: exists; use --overwrite to replace it, or another --out")
     find = finder(args)
     config = load(args.cfg) if args.cfg else None
-    evidence = Predictor.from_checkpoint(checkpoint(args.evidence), args.device) if args.evidence else None
-    predictor = Predictor.from_checkpoint(checkpoint(args.checkpoint), args.device, config, args.correct, evidence)
+    fast = {"amp": args.amp, "compiled": args.compile}
+    evidence = Predictor.from_checkpoint(checkpoint(args.evidence), args.device, **fast) if args.evidence else None
+    predictor = Predictor.from_checkpoint(checkpoint(args.checkpoint), args.device, config, args.correct, evidence, **fast)
     done, kept, bad = 0, 0, []
     for path, target in zip(tqdm(names, unit="file", disable=single), targets, strict=True):
         if not args.overwrite and all(file.exists() for file in result_files(target, path)):
@@ -662,4 +667,5 @@ def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, 
 
 
 if __name__ == "__main__":
+    keep_heap()
     sys.exit(main())

@@ -31,6 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lib.allocator import keep_heap
 from lib.errors import ParallaxError
 
 
@@ -471,4 +472,5 @@ COMMANDS = {
 
 
 if __name__ == "__main__":
+    keep_heap()
     sys.exit(main())

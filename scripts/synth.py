@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lib.allocator import keep_heap
 from lib.errors import ParallaxError
 from lib.tasks.world import LAYOUTS, MOTION_LAYOUT, ensure, ensure_motion, ensure_native, sheet
 
@@ -86,4 +87,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_heap()
     sys.exit(main())

@@ -32,6 +32,13 @@ def test_keep_heap_stops_page_faults_of_fresh_blocks_and_tells_children():
     assert kept[3] == str(1 << 30) and kept[4] == "False"
 
 
+def test_every_script_that_computes_sets_it_first():
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in [*(ROOT / "scripts").glob("*.py"), ROOT / "refiner" / "main.py"]}
+    without = {name for name, text in scripts.items() if "__main__" in text and "    keep_heap()\n" not in text}
+    assert without == {"convert.py", "download.py"}  # these only move files
+    assert "keep_heap()" in (ROOT / "lib" / "dataset" / "loader.py").read_text(encoding="utf-8")  # once more in each worker
+
+
 def test_keep_heap_respects_what_the_user_set():
     kept = run("keep", MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")
     assert kept[:2] == ["False", "False"] and kept[3] == "131072"

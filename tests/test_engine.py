@@ -327,6 +327,8 @@ def test_commands_train_and_judge(tmp_path, monkeypatch, capsys):
     folder = toy_folder(tmp_path) / "valid-model_best"
     assert {p.name for p in folder.iterdir()} == {"results.json", "predictions.npz", "figures"}
     assert commands.validate(toy_config("OUTPUT_DIR", tmp_path, "MODEL.RESUME", best))["metrics"] == trained["metrics"]
+    frozen = commands.validate(toy_config("OUTPUT_DIR", tmp_path, "TEST.FREEZE", True))
+    assert frozen["metrics"] == pytest.approx(trained["metrics"], rel=1e-4)
     table = "mpjpe_mm"
     assert capsys.readouterr().out.count(table) >= 3
     assert commands.train(cfg, dry_run=True)["metrics"]

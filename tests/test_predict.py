@@ -24,6 +24,7 @@ from lib.skeleton import get
 from lib.synthetic.world import World
 from lib.tasks import build
 from lib.tasks.base import Task
+from lib.tasks.restore import restore
 from lib.tasks.world import ensure_native
 from lib.video import Video
 from scripts import predict as script
@@ -279,6 +280,22 @@ def test_a_checkpoint_predicts_without_data_and_boxes_do_not_influence_each_othe
         assert person.X_root.shape == (17, 3) and (person.X_root[0] == 0).all() and person.skeleton == H36M
         assert ((person.x_img > person.box[:2] - 1) & (person.x_img < person.box[2:] + 1)).all()
     assert files(tmp_path) == []
+
+
+def test_frozen_networks_and_other_number_formats_give_nearly_the_same(weights):
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    as_trained = Predictor(restore(weights), "cpu")
+    frozen, half = (Predictor.from_checkpoint(weights, "cpu", amp=amp) for amp in ("off", "bf16"))
+    final = torch.randn(frozen.task.model.final_layer.weight.shape, generator=torch.Generator().manual_seed(0))
+    for predictor in (as_trained, frozen, half):  # fresh weights would find every joint in the middle
+        predictor.task.model.final_layer.weight.data.copy_(final)
+    expected, found, rounded = (predictor(image).x_img for predictor in (as_trained, frozen, half))
+    assert np.ptp(expected) > 1
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+    np.testing.assert_allclose(rounded, expected, atol=3.0)
+    assert rounded.dtype == np.float32 and (rounded != found).any()
+    with pytest.raises(ConfigError, match="AMP"):
+        Predictor.from_checkpoint(weights, "cpu", amp="int8")
 
 
 def test_the_predictor_knows_what_the_boxes_of_the_embedded_world_span(weights):

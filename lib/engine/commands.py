@@ -60,7 +60,7 @@ def validate(cfg) -> dict:
         # the weights come from the file: nothing else needs to be loaded, or downloaded, first
         task = build(cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_FILE": "", "MODEL.INIT_WEIGHTS": False}))
         adopt(task, read(weights))
-        trainer = Trainer(cfg, task, world=world)
+        trainer = Trainer(cfg, task, world=world, frozen=cfg.TEST.FREEZE)
         evaluation = trainer.evaluate(cfg.DEBUG.FIGURES)
         results = trainer.result_dict(evaluation)
         log.info(run_dir.table(results))

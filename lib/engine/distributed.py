@@ -117,10 +117,17 @@ def choose_device(text: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def autocast_dtype(amp: str | bool, device: torch.device) -> torch.dtype | None:
-    """Number format of the forward pass for AMP off, bf16, fp16 or auto (bf16 where it is fast); None is float32."""
+    """Number format of the forward pass for AMP off, bf16, fp16 or auto (bf16 where it is fast); None is float32.
+
+    Raises:
+        ConfigError: another name.
+    """
     if amp == "auto":
         amp = "bf16" if has_fast_bf16(device) else "off"
-    return {"off": None, False: None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    formats = {"off": None, False: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if amp not in formats:
+        raise ConfigError(f"AMP: {amp!r} is not one of off, bf16, fp16, auto")
+    return formats[amp]
 
 
 def has_fast_bf16(device: torch.device) -> bool:

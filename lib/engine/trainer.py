@@ -23,6 +23,7 @@ from lib.engine.evaluation import Evaluation, evaluate_set, is_better
 from lib.engine.logger import Meter, RunLogger
 from lib.engine.signals import Interrupted, StopSignals
 from lib.errors import DataError, RunError
+from lib.models.freeze import freeze
 from lib.tasks.base import Step, Task
 
 OVERFIT_STEPS = 200  # of --overfit, where TRAIN.MAX_STEPS is 0
@@ -39,6 +40,7 @@ class Trainer:
         world: what `distributed.start` returned; None calls it.
         overfit: repeat the first batch for training, judge on the first evaluation batch, write nothing.
         dry_run: one step and one evaluation batch, write nothing.
+        frozen: the weights are final, nothing will be trained: see `lib.models.freeze.freeze`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Trainer:
         world: World | None = None,
         overfit: bool = False,
         dry_run: bool = False,
+        frozen: bool = False,
     ) -> None:
         self.cfg, self.world = cfg, world or distributed.start(cfg)
         self.device = self.world.device
@@ -63,7 +66,9 @@ class Trainer:
         self.saved = False  # has this process written a checkpoint?
         self.best: dict | None = None  # {"metric", "value", "step", "epoch"}
         self.results: dict = {}  # of the best weights, as in results.json
-        if cfg.COMPILE:
+        if frozen:
+            freeze(self.task.model, self.amp_dtype, cfg.COMPILE)
+        elif cfg.COMPILE:
             self.task.model.compile()
 
     @property
