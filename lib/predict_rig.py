@@ -31,9 +31,9 @@ from lib.geometry.association import associate_people, triangulate_people
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine
 from lib.geometry.voxel import space_from_cameras
+from lib.models.freeze import freeze
 from lib.paint import FAINT, FLOOR, PAPER, below, beside, write_texts
 from lib.rig_people import RigPeople
-from lib.models.freeze import freeze
 from lib.skeleton import Skeleton, get
 from lib.space_view import TOP, SpaceView, person_color
 from lib.tasks.base import Task

@@ -23,7 +23,7 @@ from lib.geometry.voxel import (
     voxel_grid,
     voxel_taps,
 )
-from scripts.benchmarks.voxel import PeakMemory
+from scripts.benchmarks.harness import PeakMemory
 from tests.conftest import ROOT
 from tests.scene import points, ring_of_cameras
 

@@ -13,7 +13,7 @@ from lib.geometry.heatmap import joint_cells, read_depth, render_heatmaps
 from lib.loss.fusion import BoneGroups, bone_groups, bone_variance_loss, depth_loss
 from lib.models.fusion import FusionNet
 from lib.skeleton import get
-from scripts.benchmarks.harness import Contestant, Report, Target, machine, one_thread, race, timer
+from scripts.benchmarks.harness import Contestant, Report, Target, machine, one_thread, race, same, timer
 
 SKELETON = "mpii16"
 LOOP = 32  # samples given to the loop
@@ -63,7 +63,7 @@ def alone(report: Report, args: argparse.Namespace, device: torch.device, batch:
         return value.detach(), torch.autograd.grad(value, depth)[0]
 
     for what, ours, other in zip(("variance", "gradient"), slope(bone_variance_loss, few), slope(variance_slowly, few), strict=True):
-        same(what, ours, other)
+        same(what, ours, other, 1e-5)
     contestants = [
         Contestant(LOOPED, lambda: slope(variance_slowly, few), len(few.depth)),
         Contestant(OURS, lambda: slope(bone_variance_loss, many), batch),
@@ -125,10 +125,3 @@ def variance_slowly(x: Tensor, depth: Tensor, visible: Tensor, weak: Tensor, gro
                 mean = sum(lengths) / len(lengths)
                 total = total + sum((one - mean) ** 2 for one in lengths) / len(lengths)
     return total / (2 * len(depth) if halved else len(depth))
-
-
-def same(what: str, ours: Tensor, other: Tensor) -> None:
-    """Stop when two contestants do not compute the same, in shares of the largest number."""
-    worst = float((ours - other).abs().max() / other.abs().max())
-    if not worst <= 1e-5:
-        raise RunError(f"{what}: the contestants differ by {worst:.3g} of the largest number, expected at most 1e-5")

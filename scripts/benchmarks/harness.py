@@ -1,16 +1,29 @@
-"""Fair races: contestants interleaved in one process on one thread, medians, ratios, targets, the machine's
+"""Fair races: contestants interleaved, in one process or each in its own, on one thread; medians, ratios, targets, memory, the machine's
 ceilings."""
 
+import multiprocessing
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lib.allocator import OPTIONS as HEAP_OPTIONS
+from lib.allocator import keep_heap
+from lib.errors import RunError
+
+SHOWN = 10  # lines of a curve
 
 
 @dataclass
@@ -21,6 +34,20 @@ class Contestant:
     function: Callable[[], Any]
     items: int
     note: str = ""
+
+
+@dataclass
+class Entry:
+    """A contestant that lives in a process of its own: what one does to the heap must neither help nor harm another.
+
+    setup(*args) runs there once and gives `function(number of the call)`, the items of a call, and a note.
+    """
+
+    name: str
+    setup: Callable[..., tuple[Callable[[int], Any], int, str]]
+    args: tuple = ()
+    device: torch.device | None = None  # None: the processor
+    keep_heap: bool = True  # False: memory comes and goes as the C library likes, as in a program that never thought of it
 
 
 @dataclass
@@ -52,6 +79,7 @@ class Report:
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)  # a number of each step, by name
 
     @property
     def targets_met(self) -> bool:
@@ -75,6 +103,13 @@ class Report:
             digits = 0 if row.per_second >= 1e5 else 2 if row.per_second >= 100 else 4
             speed = f"{row.per_second / 1e3:.{digits}f}"
             lines.append(f"  {row.name:<42} {speed:>14} {row.ratio:>8.2f}  {row.spread:.2f}  {row.note}".rstrip())
+        if self.curves:
+            lines += ["", f"{'mean of steps':<20}" + "".join(f"{name:>12}" for name in self.curves)]
+            steps = len(next(iter(self.curves.values())))
+            edges = sorted({round(steps * i / SHOWN) for i in range(SHOWN + 1)})
+            for first, end in zip(edges, edges[1:], strict=False):
+                means = "".join(f"{statistics.fmean(values[first:end]):>12.4f}" for values in self.curves.values())
+                lines.append(f"  {f'{first + 1} to {end}':<18}{means}")
         if self.targets:
             lines += ["", "target"]
         for target in self.targets:
@@ -85,7 +120,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         targets = [{**vars(target), "met": target.met} for target in self.targets]
         rows = [vars(row) for row in self.rows]
-        return {"command": self.command, "unit": self.unit, "machine": self.machine, "rows": rows, "targets": targets}
+        facts = {"command": self.command, "unit": self.unit, "machine": self.machine}
+        return {**facts, "rows": rows, "targets": targets, "curves": self.curves}
 
 
 def one_thread() -> None:
@@ -123,6 +159,120 @@ def race(group: str, contestants: list[Contestant], rounds: int, clock: Callable
         Row(group, c.name, speed, speed / speeds[0], max(seconds[c.name]) / min(seconds[c.name]), c.note)
         for c, speed in zip(contestants, speeds, strict=True)
     ]
+
+
+def race_apart(group: str, entries: Sequence[Entry], items: int, rounds: int) -> list[Row]:
+    """As `race`, each contestant in a fresh process; a round takes `items` items.
+
+    Raises:
+        RunError: what a contestant raised, or its process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, jobs, notes = {}, [], {}
+    try:
+        for entry in entries:
+            pipes[entry.name], there = context.Pipe()
+            jobs.append(context.Process(target=_compete, args=(there, entry), daemon=True))
+            with _heap_setting(entry.keep_heap):
+                jobs[-1].start()
+            there.close()
+        for name, pipe in pipes.items():
+            notes[name] = _answer(pipe, name)
+        seconds: dict[str, list[float]] = {name: [] for name in pipes}
+        for _ in range(rounds):
+            for name, pipe in pipes.items():
+                pipe.send(items)
+                seconds[name].append(_answer(pipe, name))
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for job in jobs:
+            job.join(10)
+    speeds = {name: 1 / statistics.median(values) for name, values in seconds.items()}
+    first = next(iter(speeds.values()))
+    spread = {name: max(values) / min(values) for name, values in seconds.items()}
+    return [Row(group, name, speed, speed / first, spread[name], notes[name]) for name, speed in speeds.items()]
+
+
+@contextmanager
+def _heap_setting(kept: bool):
+    """The environment that a process starts in; the C library reads it before anything else happens there."""
+    before = {name: os.environ.pop(name) for name in HEAP_OPTIONS if not kept and name in os.environ}
+    yield
+    os.environ.update(before)
+
+
+def _answer(pipe, name: str) -> Any:
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise RunError(f"{name}: the contestant's process died") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _compete(pipe, entry: Entry) -> None:
+    """A contestant's process: sends its note, then seconds per item whenever it is asked."""
+    if entry.keep_heap:
+        keep_heap()
+    one_thread()
+    try:
+        function, items, note = entry.setup(*entry.args)
+        for number in range(2):  # warm up
+            function(number)
+        clock = timer(torch.device("cpu") if entry.device is None else entry.device)
+        pipe.send(note)
+        number = 0
+        while True:
+            count, start = max(1, pipe.recv() // items), clock()
+            for _ in range(count):
+                function(number)
+                number += 1
+            pipe.send((clock() - start) / (count * items))
+    except EOFError:  # the race is over
+        return
+    except RunError as error:
+        pipe.send(error)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of the tensors alive at once that a function makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.alive: set[int] = set()
+
+    @staticmethod
+    def of(function: Callable) -> int:
+        with PeakMemory() as memory:
+            function()
+        return memory.peak
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in known | self.alive:
+                    self.alive.add(storage._cdata)
+                    self.bytes += storage.nbytes()
+                    weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.bytes)
+        return result
+
+    def _freed(self, key: int, nbytes: int) -> None:
+        self.alive.discard(key)
+        self.bytes -= nbytes
+
+
+def same(what: str, ours: Tensor, other: Tensor, tolerance: float) -> None:
+    """Stop when two contestants do not compute the same, in shares of the largest number."""
+    worst = float((ours - other).abs().max() / other.abs().max())
+    if not worst <= tolerance:
+        raise RunError(f"{what}: the contestants differ by {worst:.3g} of the largest number, expected at most {tolerance:g}")
 
 
 def machine() -> dict[str, Any]:

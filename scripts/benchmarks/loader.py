@@ -1,10 +1,7 @@
 """Training samples per second of one loader worker: decoding whole frames in the usual order, our order, and cached crops."""
 
 import argparse
-import multiprocessing
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from lib.dataset.samples import CropSamples
 from lib.errors import RunError
 from lib.skeleton import get
 from lib.synthetic.world import World
-from scripts.benchmarks.harness import Report, Row, machine, one_thread
+from scripts.benchmarks.harness import Entry, Report, machine, one_thread, race_apart
 
 FRAMES = 5  # instants of the embedded world, each seen by four cameras
 SIZE = (1000, 1002)  # px of a frame
@@ -43,9 +40,10 @@ def run(args: argparse.Namespace) -> Report:
         ann = frames(Path(folder))
         for group, occlusion in (("train", False), ("train + occlusion", True)):
             names = (PLAIN, OURS, CACHED)
-            report.rows += _race(group, {n: (sampling, ann, folder, n, occlusion) for n in names}, args.points, args.rounds)
-        normalize = {n: (normalizing, n) for n in (NORMALIZE_PLAIN, NORMALIZE)}
-        report.rows += _race("normalise", normalize, args.points, args.rounds)
+            entries = [Entry(n, as_worker, (sampling, ann, folder, n, occlusion)) for n in names]
+            report.rows += race_apart(group, entries, args.points, args.rounds)
+        entries = [Entry(n, as_worker, (normalizing, n)) for n in (NORMALIZE_PLAIN, NORMALIZE)]
+        report.rows += race_apart("normalise", entries, args.points, args.rounds)
     report.aim("train", OURS, PLAIN, 1.4)
     report.aim("train", CACHED, PLAIN, 4.0)
     report.aim("train + occlusion", OURS, PLAIN, 1.2)
@@ -100,6 +98,12 @@ def normalizing(name: str) -> tuple[Callable[[int], None], int, str]:
     if (ours(0) - plain(0)).abs().max() > 1e-5:
         raise RunError("normalise: the contestants do not agree")
     return (plain if name == NORMALIZE_PLAIN else ours), BATCH, ""
+
+
+def as_worker(setup: Callable, *args) -> tuple[Callable[[int], object], int, str]:
+    """A contestant in a process that is set up as those of a loader are.   -> as `setup`"""
+    init_worker(0)
+    return setup(*args)
 
 
 def keys_of(number: int, count: int) -> list[Key]:
@@ -193,65 +197,3 @@ def _about_frames(ann: Annotations, folder: str) -> str:
     sizes = [(Path(folder) / name.decode()).stat().st_size for name in ann.images]
     sides = ann.box[:, 2] - ann.box[:, 0]
     return f"{SIZE[0]} x {SIZE[1]} px, {np.mean(sizes) / 1000:.0f} kB a frame; box {np.mean(sides):.0f} px"
-
-
-# ------------------------------------------------------------------------------------------------------------ processes
-
-
-def _race(group: str, contestants: dict[str, tuple], samples: int, rounds: int) -> list[Row]:
-    """As harness.race, but each contestant lives in a fresh process: what one does to the heap must not help another."""
-    context = multiprocessing.get_context("spawn")
-    pipes, jobs, notes = {}, [], {}
-    try:
-        for name, work in contestants.items():
-            pipes[name], there = context.Pipe()
-            jobs.append(context.Process(target=_compete, args=(there, *work), daemon=True))
-            jobs[-1].start()
-            there.close()
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for name in contestants:
-            notes[name] = _answer(pipes[name])
-        for _ in range(rounds):
-            for name, pipe in pipes.items():
-                pipe.send(samples)
-                seconds[name].append(_answer(pipe))
-    finally:
-        for pipe in pipes.values():
-            pipe.close()
-        for job in jobs:
-            job.join(10)
-    speeds = {name: 1 / statistics.median(values) for name, values in seconds.items()}
-    first = next(iter(speeds.values()))
-    spread = {name: max(values) / min(values) for name, values in seconds.items()}
-    return [Row(group, name, speed, speed / first, spread[name], notes[name]) for name, speed in speeds.items()]
-
-
-def _answer(pipe) -> float | str:
-    try:
-        answer = pipe.recv()
-    except EOFError:
-        raise RunError("loader: a contestant's process died") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _compete(pipe, setup: Callable, *args) -> None:
-    """A contestant's process, set up as a loader worker: sends its note, then seconds per sample whenever it is asked."""
-    init_worker(0)
-    try:
-        function, items, note = setup(*args)
-        for number in range(3):  # warm up
-            function(number)
-        pipe.send(note)
-        number = 0
-        while True:
-            count, start = pipe.recv() // items, time.process_time()
-            for _ in range(count):
-                function(number)
-                number += 1
-            pipe.send((time.process_time() - start) / (count * items))
-    except EOFError:  # the race is over
-        return
-    except RunError as error:
-        pipe.send(error)

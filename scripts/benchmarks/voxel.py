@@ -4,14 +4,10 @@ one person and one view at a time and computes everything anew."""
 import argparse
 import copy
 import math
-import weakref
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lib.engine.distributed import has_fast_bf16
 from lib.errors import RunError
@@ -23,7 +19,7 @@ from lib.geometry.voxel import sample_people, sample_taps, voxel_grid, voxel_tap
 from lib.models.pose_resnet import PoseResNet
 from lib.models.v2v import V2VNet
 from lib.models.voxelpose import VoxelPose
-from scripts.benchmarks.harness import Contestant, Report, Target, machine, one_thread, race, timer
+from scripts.benchmarks.harness import Contestant, PeakMemory, Report, Target, machine, one_thread, race, same, timer
 
 VIEWS, JOINTS = 5, 15
 IMAGE, INPUT, MAP = (1920, 1080), (960, 512), (240, 128)  # width, height
@@ -213,45 +209,6 @@ def frames(report: Report, args: argparse.Namespace, scene: Scene) -> None:
     report.aim(group, OURS, PLAIN, 1.25)
     if has_fast_bf16(device):
         report.aim(group, BF16, PLAIN, 2.8)
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes of the tensors alive at once that a function makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.alive: set[int] = set()
-
-    @staticmethod
-    def of(function: Callable) -> int:
-        with PeakMemory() as memory:
-            function()
-        return memory.peak
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in known | self.alive:
-                    self.alive.add(storage._cdata)
-                    self.bytes += storage.nbytes()
-                    weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.bytes)
-        return result
-
-    def _freed(self, key: int, nbytes: int) -> None:
-        self.alive.discard(key)
-        self.bytes -= nbytes
-
-
-def same(what: str, ours: Tensor, other: Tensor, tolerance: float) -> None:
-    """Stop when two contestants do not compute the same, in shares of the largest number."""
-    worst = float((ours - other).abs().max() / other.abs().max())
-    if not worst <= tolerance:
-        raise RunError(f"{what}: the contestants differ by {worst:.3g} of the largest number, expected at most {tolerance:g}")
 
 
 def randomised(model: nn.Module) -> nn.Module:
