@@ -12,6 +12,7 @@ from lib.geometry.precision import no_autocast, result_dtype
 CPU_BLOCK = 1 << 18  # cells worked on at a time: 1 MiB of float32, the second-level cache of a core
 GPU_BLOCK = 1 << 26  # launches cost more than memory there; still bounds the extra memory to 256 MiB
 LOWEST = -70.0  # exponents below it count as it: e^-70 = 4e-31 of the largest share is nothing
+NEXT_TO_NOTHING = (2 * math.exp(LOWEST), 0.0)  # of F.threshold: no gradient there, not even a tiny one
 MIN_SIDE, NORMAL_SIDE, MAX_SIDE = 48.0, 96.0, 192.0  # cells; sides of people that VoxelPose's sigma goes by
 
 
@@ -179,24 +180,28 @@ class _SoftArgmax(torch.autograd.Function):
         order, maps = _memory_order(logits, dims)
         sizes = maps.shape[2:]
         first = logits.new_empty(*maps.shape[:2], sizes[0], dtype=dtype)  # marginal of the outermost axis in memory
-        rest = logits.new_empty(*maps.shape[:2], math.prod(sizes[1:]), dtype=dtype)  # ... and of the others together
+        rest = logits.new_empty(*maps.shape[:2], *sizes[1:], dtype=dtype)  # ... and of the others together
         top = logits.new_empty(*maps.shape[:2], *[1] * dims, dtype=dtype)
         ctx.kept = torch.empty_like(logits) if keep else None  # exponentials, and in the end the gradient
-        for part, work in _blocks(maps, dtype, _ordered(ctx.kept, order)):
+        kept = _ordered(ctx.kept, order)
+        in_place = keep and kept.is_contiguous()  # else they are worked out in a row, which is faster, and copied
+        for part, work in _blocks(maps, dtype, kept if in_place else None):
             block = maps[part]
             peak = block.amax((-1, -2, -3)[:dims], keepdim=True).to(dtype)
             _exponentials(block, peak, beta, work)
             top[part] = peak
-            flat = work.flatten(3) if dims > 1 else work[..., None]
-            torch.sum(flat, 3, out=first[part])
-            torch.sum(flat, 2, out=rest[part])
+            torch.sum(work[..., None], tuple(range(3, 3 + dims)), out=first[part])
+            torch.sum(work, 2, out=rest[part])
+            if keep:
+                F.threshold_(work, *NEXT_TO_NOTHING)
+                if not in_place:
+                    kept[part].copy_(work)
         total = first.sum(-1)
         marginals = [first]
         if dims == 2:
             marginals.append(rest)
         elif dims == 3:
-            plane = rest.unflatten(-1, sizes[1:])
-            marginals += [plane.sum(-1), plane.sum(-2)]
+            marginals += [rest.sum(-1), rest.sum(-2)]
         coords = logits.new_empty(*maps.shape[:2], dims, dtype=dtype)
         for axis, marginal in zip(order, marginals, strict=True):  # map axes are z y x, coordinates x y z
             cells = torch.arange(marginal.shape[-1], dtype=dtype, device=logits.device)
@@ -229,8 +234,8 @@ class _SoftArgmax(torch.autograd.Function):
         for part, work in _blocks(maps, dtype, _ordered(kept, order)):
             if kept is None:
                 _exponentials(maps[part], top[part], ctx.beta, work)
-            F.threshold_(work, 2 * math.exp(LOWEST), 0.0)  # no gradient there, not even a tiny one
-            weight = torch.empty_like(work) if weight is None or weight.shape != work.shape else weight
+                F.threshold_(work, *NEXT_TO_NOTHING)
+            weight = work.new_empty(work.shape) if weight is None or weight.shape != work.shape else weight
             torch.add(tables[0][part], inner[part], out=weight)
             torch.mul(work, weight, out=slots[part])
         return out, None, None, None

@@ -230,7 +230,7 @@ def _compete(pipe, entry: Entry) -> None:
                 function(number)
                 number += 1
             pipe.send((clock() - start) / (count * items))
-    except EOFError:  # the race is over
+    except (EOFError, BrokenPipeError):  # the race is over
         return
     except RunError as error:
         pipe.send(error)
