@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lib.allocator import keep_heap
 from lib.errors import ParallaxError, RunError
 
 FORMS = ("npz", "csv")
@@ -108,4 +109,5 @@ def check_folder(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    keep_heap()
     sys.exit(main())

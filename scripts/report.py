@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `lib` is found from any folder
 
+from lib.allocator import keep_heap
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,4 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_heap()
     main()

@@ -16,6 +16,7 @@ from lib.geometry.crop import compose, crop_affine, scale_affine, transform_poin
 from lib.geometry.heatmap import render_heatmaps
 from lib.geometry.volume import Space, expected_position
 from lib.geometry.voxel import sample_people, sample_taps, voxel_grid, voxel_taps
+from lib.models.freeze import freeze
 from lib.models.pose_resnet import PoseResNet
 from lib.models.v2v import V2VNet
 from lib.models.voxelpose import VoxelPose
@@ -153,10 +154,11 @@ def positions(report: Report, args: argparse.Namespace, scene: Scene) -> None:
 
 
 def networks(report: Report, args: argparse.Namespace, scene: Scene) -> None:
-    """The 3D network on the cubes of all people, in both published sizes."""
+    """The 3D network on the cubes of all people, in both published sizes; ours is frozen, as predictors have it."""
     device, people = scene.hm.device, len(scene.centers)
     net = randomised(V2VNet(JOINTS, JOINTS)).to(device).eval()
     one_by_one = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    freeze(net)
     for shape in dict.fromkeys([(SMALL,) * 3, scene.shape]):
         volume = torch.rand(people, JOINTS, *shape, device=device)
 
@@ -181,7 +183,7 @@ def networks(report: Report, args: argparse.Namespace, scene: Scene) -> None:
 
 
 def frames(report: Report, args: argparse.Namespace, scene: Scene) -> None:
-    """Images of all views to poses of all people."""
+    """Images of all views to poses of all people; ours is frozen, as predictors have it."""
     device, people = scene.hm.device, len(scene.centers)
     backbone = PoseResNet(layers=50, joints=JOINTS, head="heatmap")
     options = {"max_people": people, "threshold": -math.inf, "person_shape": scene.shape, "rule": "reference"}
@@ -189,6 +191,7 @@ def frames(report: Report, args: argparse.Namespace, scene: Scene) -> None:
     model = randomised(model).to(device, memory_format=torch.preserve_format).eval()
     by_views = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     model.backbone.to(memory_format=torch.channels_last)
+    freeze(model)
     image = torch.randn(1, VIEWS, 3, INPUT[1], INPUT[0], device=device)
 
     def plain() -> tuple[Tensor, Tensor]:
