@@ -336,6 +336,24 @@ def test_commands_train_and_judge(tmp_path, monkeypatch, capsys):
         commands.train(cfg)
 
 
+def test_results_of_other_weights_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "build", ToyTask)
+    commands.train(toy_config("OUTPUT_DIR", tmp_path))
+    best, other = toy_folder(tmp_path) / run_dir.BEST, tmp_path / "other" / run_dir.BEST
+    state = torch.load(best, weights_only=True)
+    other.parent.mkdir()
+    torch.save(state | {"model": {name: value + 1 for name, value in state["model"].items()}}, other)
+    first = commands.validate(toy_config("OUTPUT_DIR", tmp_path))
+    kept = hashes(toy_folder(tmp_path))
+    second = commands.validate(toy_config("OUTPUT_DIR", tmp_path, "MODEL.RESUME", other))
+    assert second["weights_sha256"] != first["weights_sha256"] and kept.items() <= hashes(toy_folder(tmp_path)).items()
+    folder = toy_folder(tmp_path) / f"valid-model_best-{second['weights_sha256'][:8]}"
+    assert json.loads((folder / "results.json").read_text())["metrics"] == second["metrics"] != first["metrics"]
+    (toy_folder(tmp_path) / "valid-model_best" / "results.json").write_text("{")  # damaged: nobody can tell whose it was
+    judged = commands.validate(toy_config("OUTPUT_DIR", tmp_path))
+    assert (toy_folder(tmp_path) / f"valid-model_best-{judged['weights_sha256'][:8]}" / "results.json").exists()
+
+
 def test_errors_and_stops_have_their_status(capsys):
     def fail(error):
         raise error

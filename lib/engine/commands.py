@@ -1,7 +1,6 @@
 """What scripts/train.py and scripts/valid.py do once their arguments are read, and how every script ends."""
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,16 +45,17 @@ def validate(cfg) -> dict:
     """Judges MODEL.RESUME, or the best weights of the run of this configuration; returns what results.json holds.
 
     Writes results.json, predictions.npz and figures/ into `valid-<name of the weights>/` inside the run directory, so
-    that nothing of a training is overwritten; a second call replaces the first one's files.
+    that nothing of a training is overwritten. A second call for the same weights replaces the first one's files; other weights of that
+    name get a folder of their own, which also names the beginning of their hash.
     """
     cfg.check_paths()
     run = run_dir.run_path(cfg)
     weights = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else run / run_dir.BEST
     if not weights.is_file():
         raise WeightsError(f"{weights}: no such file; train first, or give the weights to judge as MODEL.RESUME FILE")
-    folder = run / ("valid-" + re.sub(r"(\.pth|\.pt)?(\.tar)?$", "", weights.name))
     world = start(cfg)
     try:
+        folder = world.on_main(lambda: run_dir.validation_path(run, weights))
         world.on_main(lambda: run_dir.check_writable(folder))
         # the weights come from the file: nothing else needs to be loaded, or downloaded, first
         task = build(cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_FILE": "", "MODEL.INIT_WEIGHTS": False}))
