@@ -30,9 +30,9 @@ from lib.engine.distributed import autocast_dtype, choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine, transform_points
-from lib.lifter import Lifter
 from lib.models.freeze import freeze
-from lib.predict_rig import RigPredictor
+from lib.prediction.lifter import Lifter
+from lib.prediction.rig import RigPredictor
 from lib.skeleton import Skeleton, convert, get
 from lib.tasks.base import Task
 from lib.tasks.restore import restore

@@ -14,8 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lib.errors import MALFORMED, GeometryError, RunError
-from lib.paint import (
+from lib.drawing.paint import (
     FAINT,
     FLOOR,
     INK,
@@ -39,6 +38,7 @@ from lib.paint import (
     to_numpy,
     write_texts,
 )
+from lib.errors import MALFORMED, GeometryError, RunError
 from lib.skeleton import Skeleton
 
 __all__ = [

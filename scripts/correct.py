@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def correct(args: argparse.Namespace) -> int:
-    from lib import saved_poses  # after the arguments: --help answers at once
     from lib.dataset.formats.files import refuse_existing
+    from lib.prediction import saved_poses  # after the arguments: --help answers at once
 
     check_folder(args.out)
     for name in (saved_poses.RESULTS, saved_poses.TABLE) if "npz" in args.form else ():
@@ -92,7 +92,7 @@ def correct(args: argparse.Namespace) -> int:
 
 
 def rewrite(args: argparse.Namespace) -> int:
-    from lib import saved_poses
+    from lib.prediction import saved_poses
 
     check_folder(args.out)
     poses, made = saved_poses.as_saved(args.poses)

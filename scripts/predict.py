@@ -78,16 +78,16 @@ from lib.allocator import keep_heap
 from lib.config import load
 from lib.dataset import load as load_annotations
 from lib.dataset.image import read_image
-from lib.detection import anchor, find_people, follow, in_order_of, load_detector
+from lib.drawing.paint import beside
 from lib.engine.checkpoint import atomic_write
 from lib.errors import MALFORMED, DataError, ParallaxError, RunError
-from lib.lift_video import FORMS, lift_video
-from lib.lift_video import result_files as lifted_files
-from lib.lifted import OwnCamera
-from lib.paint import beside
-from lib.predict_rig import ASSOCIATIONS, METHODS, SPACES, Recording, associate, film
+from lib.prediction.detection import anchor, find_people, follow, in_order_of, load_detector
+from lib.prediction.lift_video import FORMS, lift_video
+from lib.prediction.lift_video import result_files as lifted_files
+from lib.prediction.lifted import OwnCamera
+from lib.prediction.rig import ASSOCIATIONS, METHODS, SPACES, Recording, associate, film
+from lib.prediction.rig_people import RigPeople
 from lib.predictor import Lifter, Prediction, Predictor, RigPredictor
-from lib.rig_people import RigPeople
 from lib.skeleton import Skeleton
 from lib.tracking import GAP, GATE_MM
 from lib.video import Clip, Video

@@ -301,8 +301,8 @@ def pseudo_labels(args: argparse.Namespace) -> int:
 
 def _finder(args: argparse.Namespace, ann):
     """The network that --network or --keypointrcnn names, and what tells it from others."""
-    from lib import labeller
-    from lib.detection import load_detector, load_joint_detector
+    from lib.prediction import labeller
+    from lib.prediction.detection import load_detector, load_joint_detector
     from lib.weights.digest import sha256
 
     if args.keypointrcnn:

@@ -46,10 +46,10 @@ from lib.dataset.formats.files import image_size
 from lib.dataset.image import read_image
 from lib.engine import checkpoint, run_dir
 from lib.errors import WeightsError
-from lib.lift_video import read_keypoints
-from lib.lifted import Lifted, OwnCamera
 from lib.metrics import structure
-from lib.rig_people import RigPeople
+from lib.prediction.lift_video import read_keypoints
+from lib.prediction.lifted import Lifted, OwnCamera
+from lib.prediction.rig_people import RigPeople
 from lib.synthetic import mocap
 from lib.synthetic.world import World
 from lib.weights.load import read as read_weights

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import animation
-from lib.animation import GAP, HEAD, Film, Stage, followed
+from lib.drawing import animation
+from lib.drawing.animation import GAP, HEAD, Film, Stage, followed
+from lib.drawing.paint import FLOOR, LEFT, RIGHT
 from lib.errors import DataError
-from lib.paint import FLOOR, LEFT, RIGHT
 from lib.skeleton import get
 from lib.tasks.rigs import adult_pose
 from lib.video import Clip, Video

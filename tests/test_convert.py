@@ -15,8 +15,8 @@ from lib import config
 from lib import convert as forms
 from lib.engine import commands
 from lib.errors import WeightsError
-from lib.lifter import Lifter
 from lib.models.pose_resnet import PoseResNet
+from lib.prediction.lifter import Lifter
 from lib.predictor import Predictor
 from lib.tasks.restore import restore
 from lib.weights.adapters import Checkpoint

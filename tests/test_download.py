@@ -14,8 +14,8 @@ import torch
 from torchvision.models import get_model_weights
 
 from lib import config
-from lib.detection import ADVICE, DETECTORS
 from lib.errors import WeightsError
+from lib.prediction.detection import ADVICE, DETECTORS
 from lib.skeleton import SKELETONS
 from lib.tasks import build
 from lib.weights import catalogue

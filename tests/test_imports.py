@@ -13,13 +13,10 @@ LEVELS = {
     "lib/errors.py": 0, "lib/registry.py": 0, "lib/schema.py": 0, "lib/config.py": 0, "lib/skeleton.py": 0,
     "lib/geometry": 0, "lib/allocator.py": 0, "lib/unpickle.py": 0,
     "lib/backbone": 1, "lib/correction": 1, "lib/loss": 1, "lib/metrics": 1,
-    "lib/models": 2, "lib/dataset": 2, "lib/synthetic": 2, "lib/vis.py": 2, "lib/paint.py": 2, "lib/video.py": 2,
-    "lib/animation.py": 2, "lib/space_view.py": 2, "lib/tracking.py": 2,
+    "lib/models": 2, "lib/dataset": 2, "lib/synthetic": 2, "lib/vis.py": 2, "lib/drawing": 2, "lib/video.py": 2, "lib/tracking.py": 2,
     "lib/tasks": 3, "lib/weights": 3,
     "lib/engine": 4, "lib/report": 4,
-    "lib/lifted.py": 5, "lib/lifter.py": 5, "lib/lift_video.py": 5, "lib/rig_people.py": 5, "lib/predict_rig.py": 5,
-    "lib/saved_poses.py": 5, "lib/predictor.py": 5, "lib/labeller.py": 5, "lib/convert.py": 5, "lib/detection.py": 5,
-    "lib/onnx_export.py": 5, "scripts": 5, "refiner": 5,
+    "lib/prediction": 5, "lib/predictor.py": 5, "lib/convert.py": 5, "lib/onnx_export.py": 5, "scripts": 5, "refiner": 5,
 }  # fmt: skip
 FORBIDDEN = {  # within a level
     "lib/dataset": ("lib/models", "lib/synthetic"),

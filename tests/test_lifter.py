@@ -16,8 +16,8 @@ from lib.dataset.formats.keypoints_npz import h36m_cameras, write_archives
 from lib.engine import checkpoint
 from lib.errors import DataError, RunError, WeightsError
 from lib.geometry.camera import Cameras
-from lib.lift_video import _poses, lift_video, read_keypoints
-from lib.lifted import Lifted, OwnCamera, with_truth
+from lib.prediction.lift_video import _poses, lift_video, read_keypoints
+from lib.prediction.lifted import Lifted, OwnCamera, with_truth
 from lib.predictor import Lifter, Predictor
 from lib.skeleton import get
 from lib.tasks import build
@@ -84,7 +84,7 @@ def test_lift_is_what_the_sums_say_with_repeated_ends():
 
 def test_a_long_clip_goes_in_pieces_that_do_not_show(monkeypatch):
     whole = Lifter(Linear(True), "cpu").lift(walk(50), SIZE)
-    monkeypatch.setattr("lib.lifter.PIECE", 7)
+    monkeypatch.setattr("lib.prediction.lifter.PIECE", 7)
     task = Linear(True)
     pieces = Lifter(task, "cpu").lift(walk(50), SIZE)
     assert len(task.seen) == 8 and max(map(len, task.seen)) == 7 + 2 * (WINDOW - 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 
-from lib import detection, vis
+from lib import vis
 from lib.config import defaults
 from lib.dataset.image import ImageSpec
 from lib.engine import checkpoint
@@ -19,6 +19,7 @@ from lib.errors import ConfigError, DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert
 from lib.geometry.weak_perspective import bone_sum
+from lib.prediction import detection
 from lib.predictor import Predictor
 from lib.skeleton import get
 from lib.synthetic.world import World

@@ -11,13 +11,13 @@ import torch
 
 from lib.config import defaults, load
 from lib.dataset.formats import custom
+from lib.drawing.space_view import TOP, SpaceView, person_color, space_sheet
 from lib.engine import commands, run_dir
 from lib.errors import DataError, RunError, WeightsError
-from lib.predict_rig import Recording, associate, film, fit_to_calibration
+from lib.prediction.rig import Recording, associate, film, fit_to_calibration
+from lib.prediction.rig_people import RigPeople
 from lib.predictor import Predictor, RigPredictor
-from lib.rig_people import RigPeople
 from lib.skeleton import get
-from lib.space_view import TOP, SpaceView, person_color, space_sheet
 from lib.synthetic.world import World
 from lib.tasks import build
 from lib.video import Video

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torchvision
 
-from lib import detection, labeller
 from lib.config import defaults
 from lib.dataset import load
 from lib.dataset.formats import panoptic, pseudo_labels
@@ -21,6 +20,7 @@ from lib.errors import DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.heatmap import people_heatmaps
 from lib.metrics.people_evaluator import PeopleEvaluator
+from lib.prediction import detection, labeller
 from lib.predictor import Prediction
 from lib.skeleton import get
 from lib.synthetic.world import World

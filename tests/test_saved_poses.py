@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from lib import saved_poses
 from lib.config import defaults
 from lib.correction import OnlineCorrector
 from lib.dataset.formats import machine_lists
@@ -15,6 +14,7 @@ from lib.dataset.formats.machine_files import read_ranges, read_results, write_a
 from lib.engine import checkpoint, commands, run_dir
 from lib.errors import DataError, WeightsError
 from lib.models.pose_machine import PoseNormalizer
+from lib.prediction import saved_poses
 from lib.skeleton import get
 from scripts import correct as script
 from tests.test_format_machine_lists import made, source  # noqa: F401 (fixtures)

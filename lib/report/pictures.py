@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from lib.dataset.image import read_image
+from lib.drawing.paint import TRUTH, below, beside, cut_out
 from lib.errors import DataError, ParallaxError
-from lib.paint import TRUTH, below, beside, cut_out
 from lib.report.samples import Poses, try_cameras
 from lib.vis import PEOPLE, draw_skeleton_2d, draw_skeleton_3d
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lib.drawing.space_view import frusta
 from lib.geometry.camera import Cameras
 from lib.report.samples import Poses, try_cameras
-from lib.space_view import frusta
 
 MOST_CAMERAS = 24  # of a rig: one that moves has as many as its film has frames
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lib.dataset.annotations import Annotations
+from lib.drawing.paint import below, beside, letterbox
 from lib.geometry.camera import Cameras
 from lib.metrics.report import Report
-from lib.paint import below, beside, letterbox
 from lib.skeleton import get
 from lib.tasks.baselines import label_report
 from lib.tasks.labels import Labels

@@ -18,8 +18,8 @@ from lib.dataset.calibrations import Calibration, focus, inverted, read_calibrat
 from lib.dataset.formats import FORMATS, TRACKS, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic
 from lib.dataset.formats.files import refuse_existing
 from lib.dataset.image import read_image
+from lib.drawing.paint import below, beside, letterbox, line
 from lib.errors import DataError
-from lib.paint import below, beside, letterbox, line
 from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import build, data, structure

@@ -24,12 +24,12 @@ from lib.dataset.formats import pseudo_labels as labels
 from lib.dataset.formats.files import new_file, refuse_existing
 from lib.dataset.formats.pseudo_labels import People
 from lib.dataset.image import read_image
+from lib.drawing.paint import below, beside, letterbox
+from lib.drawing.space_view import person_color
 from lib.errors import MALFORMED, DataError
 from lib.geometry.association import associate_people
 from lib.metrics.people import greedy_pairs
-from lib.paint import below, beside, letterbox
 from lib.skeleton import get
-from lib.space_view import person_color
 
 SUFFIXES = {"npz": ".npz", "pickle": ".pkl"}
 QUALITY = ".quality.json"

@@ -17,6 +17,7 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.augment import FrameAugment
 from lib.dataset.frames import FrameSamples
 from lib.dataset.image import IMAGENET, ImageSpec
+from lib.drawing.space_view import space_sheet
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import transform_points
 from lib.geometry.heatmap import people_heatmaps
@@ -29,7 +30,6 @@ from lib.metrics.peaks import PeakEvaluator, peak_hits
 from lib.metrics.people_evaluator import PeopleEvaluator
 from lib.models.voxelpose import Proposals, VoxelPose
 from lib.skeleton import get
-from lib.space_view import space_sheet
 from lib.tasks import data
 from lib.tasks.base import Step, Task
 from lib.tasks.integral import build_model as build_backbone

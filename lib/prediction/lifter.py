@@ -23,7 +23,7 @@ from lib.correction import Reprojected
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.screen import to_screen
-from lib.lifted import Lifted, OwnCamera
+from lib.prediction.lifted import Lifted, OwnCamera
 from lib.skeleton import Skeleton, convert, get
 from lib.tasks.base import Task
 from lib.tasks.correction import by_keypoints
@@ -99,7 +99,7 @@ class Lifter:
             size: width and height of the images in px.
             layout: skeleton of the keypoints, a name of lib.skeleton; None = the network's. Another one is converted by names.
             camera: (3,3) intrinsics in px, one `Cameras` (with distortion; R and t that are not 1 and 0 give world coordinates), or
-                `lib.lifted.OwnCamera`; None = like those of the training.
+                `lib.prediction.lifted.OwnCamera`; None = like those of the training.
             fps: frame rate of the keypoints; None = that of the training. Another one is resampled to that of the training, and the poses
                 back to the frames given.
             tangential: lens formula of `Cameras`, see lib.geometry.camera.distort_norm.

@@ -15,10 +15,10 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.formats.detector_files import read_boxes
 from lib.dataset.formats.pseudo_labels import People, names_of
 from lib.dataset.image import warp
-from lib.detection import find_joints, find_people
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.crop import crop_affine
+from lib.prediction.detection import find_joints, find_people
 from lib.predictor import Predictor
 from lib.tasks.base import Task
 from lib.tasks.restore import restore

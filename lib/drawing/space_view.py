@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import torch
 
+from lib.drawing.paint import FAINT, FLOOR, INK, PAPER, RGB, TRUTH, beside, dot, line, mix, to_numpy, write_texts
 from lib.geometry.camera import Cameras
-from lib.paint import FAINT, FLOOR, INK, PAPER, RGB, TRUTH, beside, dot, line, mix, to_numpy, write_texts
 from lib.skeleton import Skeleton
 from lib.vis import PEOPLE, view_axes
 

@@ -25,6 +25,8 @@ from lib.config import Config
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats import custom
 from lib.dataset.image import read_image, warp
+from lib.drawing.paint import FAINT, FLOOR, PAPER, below, beside, write_texts
+from lib.drawing.space_view import TOP, SpaceView, person_color
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.association import associate_people, triangulate_people
@@ -32,10 +34,8 @@ from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine
 from lib.geometry.voxel import space_from_cameras
 from lib.models.freeze import freeze
-from lib.paint import FAINT, FLOOR, PAPER, below, beside, write_texts
-from lib.rig_people import RigPeople
+from lib.prediction.rig_people import RigPeople
 from lib.skeleton import Skeleton, get
-from lib.space_view import TOP, SpaceView, person_color
 from lib.tasks.base import Task
 from lib.tasks.restore import restore
 from lib.tasks.voxelpose import VoxelPoseTask

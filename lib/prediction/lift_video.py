@@ -12,14 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import skeleton as skeletons
-from lib.animation import Film
 from lib.dataset.formats import detections, keypoints_npz
 from lib.dataset.formats.detections import VideoKeypoints
 from lib.dataset.tracks import Tracks
+from lib.drawing.animation import Film
 from lib.errors import MALFORMED, ConfigError, DataError, RunError
 from lib.geometry.camera import Cameras
-from lib.lifted import Lifted, OwnCamera, with_truth
-from lib.lifter import Lifter
+from lib.prediction.lifted import Lifted, OwnCamera, with_truth
+from lib.prediction.lifter import Lifter
 from lib.video import DEFAULT_FPS, Clip, Video
 
 FORMS = ("npz", "json", "csv", "mp4", "gif")
@@ -154,7 +154,7 @@ def lift_video(
         video: shown below the keypoints.
         truth: .npy of the true poses, (T,J,3) mm in the camera's frame, shown beside the others; None = those of an archive.
         correct: move the poses until they agree with the keypoints, through the camera; see `Lifter.lift`.
-        film: height, azimuth, elevation, skip, limit and downsample of lib.animation.Film.
+        film: height, azimuth, elevation, skip, limit and downsample of lib.drawing.animation.Film.
 
     Returns:
         The motion, and notes in words.

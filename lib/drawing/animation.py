@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from lib.drawing.paint import FAINT, FLOOR, INK, PAPER, RGB, beside, dot, line, mix, write_texts
 from lib.errors import DataError
-from lib.paint import FAINT, FLOOR, INK, PAPER, RGB, beside, dot, line, mix, write_texts
 from lib.skeleton import Skeleton
 from lib.video import Video
 from lib.vis import bone_colors, draw_skeleton_2d

@@ -1,0 +1,1 @@
+"""Canvas work under lib/vis.py, moving skeletons, and the space that cameras share."""
