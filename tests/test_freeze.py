@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.models.freeze import fold_batch_norms, freeze
 from lib.models.hourglass import Hourglass
+from lib.models.pose_machine import ResNetFeatures
 from lib.models.pose_resnet import PoseResNet
 from lib.models.v2v import V2VNet
 
@@ -38,6 +39,7 @@ NETWORKS = {  # network, input, batch norms that stay: those that are not called
     "basic blocks": (lambda: PoseResNet(18, 3, depth_bins=4, deconv_filters=(8, 8, 8), deconv_bias=True), (2, 3, 64, 64), 0),
     "bottlenecks": (lambda: PoseResNet(50, 3, "heatmap_depth", 4, (8, 8), (4, 4), stages=3), (1, 3, 32, 32), 0),
     "volumes": (lambda: V2VNet(2, 2), (1, 2, 8, 8, 8), 0),
+    "features of clips": (lambda: ResNetFeatures(8, 18, 2, (8,), (4,)), (2, 3, 64, 64), 0),
     "hourglass": (lambda: Hourglass(3, 1, 1, 8), (1, 3, 64, 64), 17),
 }
 

@@ -12,10 +12,15 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lib.backbone.resnet import ResNetTrunk
 from lib.models.hourglass import Hourglass, Residual
+from lib.models.pose_machine import ResNetFeatures
 
 # Modules that call bn<N> on the output of conv<N>, and on nothing else; in an nn.Sequential neighbours are such a pair.
 NUMBERED = (ResNetTrunk, BasicBlock, Bottleneck)
-PAIRS = {Hourglass: (("conv1_", "bn1"),), Residual: (("conv1", "bn1"), ("conv2", "bn2"))}
+PAIRS = {
+    Hourglass: (("conv1_", "bn1"),),
+    Residual: (("conv1", "bn1"), ("conv2", "bn2")),
+    ResNetFeatures: (("squeeze", "squeeze_norm"),),
+}
 
 
 def freeze(model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = False) -> None:

@@ -131,9 +131,10 @@ class PoseNormalizer(nn.Module):
 
 
 class ResNetFeatures(ResNetTrunk):
-    """A ResNet, deconvolutions if wanted, and a 3x3 convolution to `channels`: image (B,3,H,W) -> (B,channels,h,w).
+    """A ResNet, deconvolutions if wanted, and a 3x3 convolution with batch norm to `channels`: image (B,3,H,W) -> (B,channels,h,w).
 
     All but that last layer (`squeeze`) has the names of a pose ResNet, so that ImageNet's weights and those of a trained 2D network fit.
+    Without its norm, most of its units fall silent in the first steps.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class ResNetFeatures(ResNetTrunk):
         super().__init__(layers, stages)
         self.deconv_layers = DeconvHead(self.out_channels, deconv_filters, deconv_kernels, deconv_bias)
         self.squeeze = nn.Conv2d(self.deconv_layers.out_channels, channels, 3, padding=1)
+        self.squeeze_norm = nn.BatchNorm2d(channels)
 
     def cells(self, size: int) -> int:
         """Cells along a side of so many px."""
@@ -156,7 +158,7 @@ class ResNetFeatures(ResNetTrunk):
         return size * 2 ** sum(isinstance(layer, nn.ConvTranspose2d) for layer in self.deconv_layers)
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.relu(self.squeeze(self.deconv_layers(self.features(image))))
+        return F.relu(self.squeeze_norm(self.squeeze(self.deconv_layers(self.features(image)))))
 
 
 # ------------------------------------------------------------------------------------------------- features over time
@@ -464,10 +466,11 @@ class PoseMachine(nn.Module):
         pretrained = dict(self.trunk.named_modules()) if isinstance(self.trunk, ResNetFeatures) else {}
         fresh = [m for m in self.modules() if m not in pretrained.values() or m is getattr(self.trunk, "squeeze", None)]
         outputs = [m for name, m in self.named_modules() if name.endswith(("fc_final", "fc_2d", "change", "project_2d"))]
+        maps = [m for name, m in self.named_modules() if name.rpartition(".")[2].startswith(("conv5_2", "Mconv7"))]
         again = [stage.fc_final for stage in self.lifter.stages]  # a change of the pose before
         for module in fresh:
             if isinstance(module, nn.Conv2d | nn.Linear):
-                if start == "published" or module in outputs:
+                if start == "published" or module in outputs or module in maps:
                     nn.init.normal_(module.weight, std=0.01)
                 else:
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
