@@ -14,7 +14,7 @@ from lib.correction import OnlineCorrector, correct_by_projection
 from lib.errors import RunError
 from lib.models.pose_machine import Projector2D, Regressor3D
 from lib.skeleton import get
-from scripts.benchmarks.harness import Contestant, Report, machine, one_thread, race, timer
+from scripts.benchmarks.harness import Contestant, Report, begin, race, timer
 
 SKELETON, CAMERA_SKELETON = "h36m16", "h36m17"
 SINGLE, OURS = "one pose at a time", "ours: the batch"
@@ -29,9 +29,7 @@ def run(args: argparse.Namespace) -> Report:
     """Race all forms of the correction.    -> harness.Report"""
     if args.single < 1 or args.hidden < 8:
         raise RunError(f"--single {args.single} --hidden {args.hidden}: expected at least 1 frame and 8 units")
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
-    report = Report("correction", "frames", machine())
+    report, device = begin("correction", "frames", args.device)
     for params, goal in GOALS.items():
         learned(report, args, device, params, goal)
     through_camera(report, args, device)

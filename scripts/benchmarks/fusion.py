@@ -13,7 +13,7 @@ from lib.geometry.heatmap import joint_cells, read_depth, render_heatmaps
 from lib.loss.fusion import BoneGroups, bone_groups, bone_variance_loss, depth_loss
 from lib.models.fusion import FusionNet
 from lib.skeleton import get
-from scripts.benchmarks.harness import Contestant, Report, Target, machine, one_thread, race, same, timer
+from scripts.benchmarks.harness import Contestant, Report, Target, begin, race, same, timer
 
 SKELETON = "mpii16"
 LOOP = 32  # samples given to the loop
@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> Report:
     """Race the loss alone, and steps with and without it.    -> harness.Report"""
     if args.batch < 2 or args.side < 64 or args.side % 32:
         raise RunError(f"--batch {args.batch} --side {args.side}: expected at least 2 samples of 64 pixels or another multiple of 32")
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
-    report = Report("fusion", "samples", machine())
+    report, device = begin("fusion", "samples", args.device)
     alone(report, args, device, args.points)
     alone(report, args, device, args.batch)
     training(report, args, device)

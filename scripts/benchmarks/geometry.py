@@ -11,7 +11,7 @@ import torch
 
 from lib.errors import RunError
 from lib.geometry.triangulation import ransac_triangulate, triangulate
-from scripts.benchmarks.harness import Contestant, Report, Target, machine, one_thread, race, timer
+from scripts.benchmarks.harness import Contestant, Report, Target, begin, race, timer
 
 LOOP = 400  # points given to the per-point loops, which take milliseconds each
 SVD = 10_000  # points given to the batched SVD
@@ -20,9 +20,7 @@ THRESHOLD_PX = 15.0
 
 def run(args: argparse.Namespace) -> Report:
     """Race all triangulations.    -> harness.Report in points/s"""
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
-    report = Report("geometry", "points", machine())
+    report, device = begin("geometry", "points", args.device)
     two_views(report, args, device)
     for views in (4, 8):
         many_views(report, args, device, views)

@@ -130,6 +130,12 @@ def one_thread() -> None:
     cv2.setNumThreads(1)
 
 
+def begin(name: str, items: str, device: str | None) -> tuple[Report, torch.device]:
+    """An empty report of what is raced on one thread, and the device: the one that is named, or torch's own."""
+    one_thread()
+    return Report(name, items, machine()), torch.device(device) if device else torch.empty(0).device
+
+
 def timer(device: torch.device) -> Callable[[], float]:
     """Clock for work on `device`: processor time on the CPU; elsewhere wall time, after the device has finished."""
     if device.type == "cpu":

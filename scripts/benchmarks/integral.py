@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lib.errors import RunError
 from lib.geometry.heatmap import CPU_BLOCK, soft_argmax
-from scripts.benchmarks.harness import Entry, PeakMemory, Report, Target, machine, one_thread, race_apart, same
+from scripts.benchmarks.harness import Entry, PeakMemory, Report, Target, begin, race_apart, same
 
 PLAIN, KEPT, OURS = "plain: softmax, three sums", "plain, heap kept", "ours"
 BOUND = "the exponentials alone, in cache"
@@ -20,10 +20,8 @@ def run(args: argparse.Namespace) -> Report:
     side = round(args.points ** (1 / 3))
     if args.batch < 1 or args.joints < 1 or args.large < 0:
         raise RunError(f"--batch {args.batch} --joints {args.joints} --large {args.large}: expected one or more, --large 0 or more")
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
+    report, device = begin("integral", "volumes", args.device)
     on_cpu = device.type == "cpu"
-    report = Report("integral", "volumes", machine())
     check(device, args.joints, side)
     goals = {False: 2.5, True: 1.9} if on_cpu else {False: 4.0, True: 4.0}
     for batch in dict.fromkeys(n for n in (args.batch, args.large) if n):

@@ -12,7 +12,7 @@ from lib.geometry.crop import crop_affine, invert, transform_points
 from lib.metrics import PoseEvaluator, pose
 from lib.metrics.report import ACTIONS
 from lib.skeleton import get
-from scripts.benchmarks.harness import Contestant, Report, machine, one_thread, race, timer
+from scripts.benchmarks.harness import Contestant, Report, begin, race, timer
 
 SKELETON = "h36m17"
 LOOP = 500  # poses given to the loops
@@ -21,9 +21,7 @@ PATCH = (256, 256)
 
 def run(args: argparse.Namespace) -> Report:
     """Race all evaluations.    -> harness.Report in poses/s"""
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
-    report = Report("metrics", "poses", machine())
+    report, device = begin("metrics", "poses", args.device)
     pred, gt = poses(args.points)
     evaluation(report, args, pred, gt)
     alignment(report, args, pred, gt, device)

@@ -17,7 +17,7 @@ from lib.geometry.heatmap import soft_argmax
 from lib.loss.joints import l1_joint_loss
 from lib.models.freeze import freeze
 from lib.models.pose_resnet import PoseResNet
-from scripts.benchmarks.harness import Contestant, Entry, Report, machine, one_thread, race, race_apart, same, timer
+from scripts.benchmarks.harness import Contestant, Entry, Report, begin, race, race_apart, same, timer
 from scripts.benchmarks.integral import plain_soft_argmax
 
 JOINTS, DEPTH = 17, 64
@@ -53,9 +53,7 @@ def run(args: argparse.Namespace) -> Report:
     side = 32 * round(args.points**0.5 / 32)
     if side < 32 or args.batch < 1:
         raise RunError(f"--pixels {args.points} --batch {args.batch}: expected crops of at least 32x32 pixels and one of them")
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
-    report = Report("model", "images", machine())
+    report, device = begin("model", "images", args.device)
     bf16 = has_fast_bf16(device)
     report.machine["convolution GFLOP/s"] = convolution_ceiling(device, torch.float32)
     report.machine["bf16"] = f"{convolution_ceiling(device, torch.bfloat16)} GFLOP/s" if bf16 else "not in hardware, left out"

@@ -19,7 +19,7 @@ from lib.errors import RunError
 from lib.geometry.camera import Cameras
 from lib.models.temporal import TemporalModel
 from lib.skeleton import get
-from scripts.benchmarks.harness import Contestant, Report, machine, one_thread, race, same, timer
+from scripts.benchmarks.harness import Contestant, Report, begin, race, same, timer
 
 WIDTHS = (3, 3, 3, 3, 3)
 SKELETON = "h36m17"
@@ -32,9 +32,7 @@ def run(args: argparse.Namespace) -> Report:
     """Race all parts of training and evaluation.    -> harness.Report"""
     if args.batch < 2 or args.channels < 8:
         raise RunError(f"--batch {args.batch} --channels {args.channels}: expected at least 2 windows and 8 channels")
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
-    report = Report("temporal", "items", machine())
+    report, device = begin("temporal", "items", args.device)
     if not has_fast_bf16(device):
         report.machine["bf16"] = "not in hardware, left out"
     torch.manual_seed(0)

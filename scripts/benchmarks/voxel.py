@@ -20,7 +20,7 @@ from lib.models.freeze import freeze
 from lib.models.pose_resnet import PoseResNet
 from lib.models.v2v import V2VNet
 from lib.models.voxelpose import VoxelPose
-from scripts.benchmarks.harness import Contestant, PeakMemory, Report, Target, machine, one_thread, race, same, timer
+from scripts.benchmarks.harness import Contestant, PeakMemory, Report, Target, begin, race, same, timer
 
 VIEWS, JOINTS = 5, 15
 IMAGE, INPUT, MAP = (1920, 1080), (960, 512), (240, 128)  # width, height
@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> Report:
     side = 4 * round(args.points ** (1 / 3) / 4)
     if side < 8 or args.people < 1:
         raise RunError(f"--voxels {args.points} --people {args.people}: expected a cube of at least 8x8x8 voxels and one person")
-    one_thread()
-    device = torch.device(args.device) if args.device else torch.empty(0).device
-    report = Report("voxel", "items", machine())
+    report, device = begin("voxel", "items", args.device)
     if not has_fast_bf16(device):
         report.machine["bf16"] = "not in hardware, left out"
     with torch.no_grad():
