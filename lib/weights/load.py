@@ -16,6 +16,7 @@ from lib.weights.machine import read_release
 from lib.weights.needs import differences, needs_of
 from lib.weights.unpickle import Inert, load_file
 from lib.weights.voxelpose import backbone_state, parts_of
+from lib.weights.writing import replaced
 
 log = logging.getLogger("parallax")
 HEADS = (  # what a network for other joints has of its own
@@ -239,15 +240,8 @@ def write_reference(state: Mapping[str, Tensor], path: str | Path) -> None:
     Raises:
         WeightsError: the folder cannot be written; an older file of that name is then untouched.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
+    with replaced(path) as part:
         torch.save({f"module.{k}": v.detach().cpu().contiguous() for k, v in strip_prefix(state).items()}, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        reason = str(error).split("\n")[0]
-        raise WeightsError(f"{path}: cannot be written ({reason}); choose another folder") from error
 
 
 def _trunk(model: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from lib.errors import MALFORMED, DataError, WeightsError
 from lib.models.pose_machine import PoseNormalizer
 from lib.weights.adapters import Checkpoint, State, kind_of, resnet_layers, resnet_stages
 from lib.weights.caffe import looks_like_caffe, read_caffemodel
+from lib.weights.writing import replaced
 
 _HEAD = 1 << 16  # bytes that tell what a file is
 _CONVOLUTIONS = (
@@ -191,15 +192,8 @@ def write_npz(layers: Mapping[str, Tensor], path: str | Path) -> None:
     Raises:
         WeightsError: the folder cannot be written; an older file of that name is then untouched.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **{name: value.detach().cpu().numpy() for name, value in layers.items()})
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise WeightsError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    with replaced(path) as part, part.open("wb") as file:
+        np.savez(file, **{name: value.detach().cpu().numpy() for name, value in layers.items()})
 
 
 def _checkpoint(layers: Mapping[str, Sequence[Tensor]], wrapping: str, path: Path) -> Checkpoint:
