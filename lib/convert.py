@@ -148,17 +148,11 @@ def to_ours(
     origin = {k: v for k, v in meta.items() if k != "format"} | {"file": source.name, "kind": network_kind(checkpoint)}
     if source.is_file():
         origin["sha256"] = sha256(source)
-    return {
-        "format": ours.FORMAT,
-        "kind": ours.KIND,
-        "model": task.model.state_dict(),
-        "task_extra": task.extra_state(),
+    return ours.network_of(task, cfg) | {
         "step": step,
         "steps_per_epoch": max(1, step // epoch) if isinstance(epoch, int) and epoch > 0 else 1,
         "best": checkpoint.meta.get("best") or {},
-        "config": cfg.to_dict(),
         "image_spec": spec.to_dict() if spec is not None else None,
-        "skeleton": task.skeleton,
         "converted": origin,
     }, report
 

@@ -220,10 +220,8 @@ def trained_or_not(cfg_file: str | Path, out: str | Path) -> Path:
         return best if best.exists() else path
     cfg = cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_WEIGHTS": False})
     task = build(cfg)
-    spec = task.image_spec.to_dict() if task.image_spec is not None else None
-    state = {"format": checkpoint.FORMAT, "kind": checkpoint.KIND, "model": task.model.state_dict(), "task_extra": task.extra_state()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, state | {"config": cfg.to_dict(), "image_spec": spec, "skeleton": task.skeleton})
+    checkpoint.save(path, checkpoint.network_of(task, cfg))
     return path
 
 

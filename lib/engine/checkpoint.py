@@ -78,14 +78,23 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def state_of(trainer) -> dict[str, Any]:
-    """Everything that a Trainer needs to go on, but for the random state of each rank."""
-    spec = trainer.task.image_spec
+def network_of(task, cfg) -> dict[str, Any]:
+    """What a network is rebuilt from: the least that a checkpoint holds."""
+    spec = task.image_spec
     return {
         "format": FORMAT,
         "kind": KIND,
-        "model": trainer.task.model.state_dict(),
-        "task_extra": trainer.task.extra_state(),
+        "model": task.model.state_dict(),
+        "task_extra": task.extra_state(),
+        "config": cfg.to_dict(),
+        "image_spec": spec.to_dict() if spec is not None else None,
+        "skeleton": task.skeleton,
+    }
+
+
+def state_of(trainer) -> dict[str, Any]:
+    """Everything that a Trainer needs to go on, but for the random state of each rank."""
+    return network_of(trainer.task, trainer.cfg) | {
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": {"name": trainer.cfg.TRAIN.SCHEDULE, "total_steps": trainer.total_steps},
         "scaler": trainer.scaler.state_dict(),
@@ -94,9 +103,6 @@ def state_of(trainer) -> dict[str, Any]:
         "evaluated_step": trainer.evaluated_step,
         "best": trainer.best,
         "seconds": trainer.log.seconds,
-        "config": trainer.cfg.to_dict(),
-        "image_spec": spec.to_dict() if spec is not None else None,
-        "skeleton": trainer.task.skeleton,
     }
 
 
