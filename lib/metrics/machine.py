@@ -4,7 +4,7 @@ Their numbers are means over frames of the mean error over all 16 joints, the ro
 alignment: mpjpe_mm here. Over actions they print the plain mean of the actions' means. Both means are given, by name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from lib.errors import DataError
 from lib.metrics import pose
 from lib.metrics.evaluator import PoseEvaluator
 from lib.metrics.report import Report
-from lib.metrics.structure import Clusters
 from lib.skeleton import Skeleton
 
 STAGES = ("coarse", "regressed")  # of the published system, before the correction: lifted, and what the regression makes of that
@@ -30,18 +29,8 @@ class MachineEvaluator(PoseEvaluator):
         others: as for PoseEvaluator.
     """
 
-    def __init__(
-        self,
-        skeleton: Skeleton | str,
-        stages: Sequence[str] = STAGES,
-        root: str | None = None,
-        actions: Sequence[str] | None = None,
-        joints: str | None = None,
-        variants: Sequence[str] = ("standard",),
-        structure: Sequence[Clusters] = (),
-        protocol: Mapping[str, Any] | None = None,
-    ):
-        super().__init__(skeleton, root, actions, joints, variants, structure, protocol)
+    def __init__(self, skeleton: Skeleton | str, stages: Sequence[str] = STAGES, **others: Any):
+        super().__init__(skeleton, **others)
         self.stages = tuple(stages)
         self.tabled = tuple(f"{stage}_{metric}" for metric in ("mpjpe_mm", "pa_mpjpe_mm") for stage in self.stages)
 
