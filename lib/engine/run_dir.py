@@ -175,12 +175,13 @@ def results(cfg, scores: dict[str, Any], number_format: str) -> dict[str, Any]:
 def validation_path(run: Path, weights: Path) -> Path:
     """The folder for what weights are found to be worth: that of their name, unless it tells of others of this name, or is damaged."""
     folder = run / ("valid-" + re.sub(r"(\.pth|\.pt)?(\.tar)?$", "", weights.name))
-    found = sha256(weights)
     try:
-        ours = read_results(folder).get("weights_sha256", found) == found
+        judged = read_results(folder).get("weights_sha256")
     except RunError:
-        ours = False
-    return folder if ours else folder.with_name(f"{folder.name}-{found[:8]}")
+        judged = "unknown"
+    if judged is None or (found := sha256(weights)) == judged:
+        return folder
+    return folder.with_name(f"{folder.name}-{found[:8]}")
 
 
 def write_scores(folder: Path, scores: dict[str, Any], weights: Path, predictions: dict[str, np.ndarray]) -> None:
