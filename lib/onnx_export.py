@@ -106,7 +106,7 @@ def exportable(task: Task) -> Exportable:
     skeleton, cfg = get(task.pose_skeleton), task.cfg
     facts: dict[str, Any] = {"task": cfg.TASK, "skeleton": skeleton.name, "joints": list(skeleton.joints)}
     facts |= {"root": skeleton.joints[skeleton.root_index], "flip_test": bool(cfg.TEST.FLIP_TEST)}
-    if hasattr(task, "lift"):
+    if task.sees == "keypoints":
         pose, layout = task.model.pose, get(task.layout)
         facts |= {"layout": layout.name, "layout_joints": list(layout.joints), "features": pose.features}
         facts |= {"receptive_field": pose.receptive_field, "causal": pose.causal, "fps": task.fps, "screen_focal": task.screen_focal}

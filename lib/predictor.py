@@ -137,12 +137,7 @@ class Predictor:
         """
         choose_device(device)  # a mistyped device is reported before a large file is read
         source = "" if not correct else "network" if evidence is None else "labels"
-        task = restore(path, fallback=config, evidence=source)
-        if task.image_spec is None:
-            raise WeightsError(f"{path}: its network lifts keypoints, expected one that looks at pictures; use Lifter, or --keypoints")
-        if hasattr(task, "in_space"):
-            raise WeightsError(f"{path}: its network finds people before several cameras, expected one that looks at a single person; "
-                               "use RigPredictor, or --rig")  # fmt: skip
+        task = restore(path, fallback=config, evidence=source, sees=["person"])
         cfg = task.cfg.DATASET
         options = {"correction": task.cfg.TEST.CORRECTION, "evidence": evidence, "amp": amp}
         predictor = Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, **options)

@@ -83,6 +83,7 @@ class RefineTask(Task):
     """
 
     sections = ("DATASET", "MODEL", "TRAIN", "TEST", "DEBUG", "REFINE")
+    sees = "pose"
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -331,7 +331,7 @@ def test_each_kind_of_checkpoint_says_what_it_is_for(weights, tmp_path):
     cfg = defaults().with_values(NETWORK)
     state = {"format": 1, "kind": "parallax", "task": cfg.TASK, "model": build(cfg).model.state_dict(), "config": cfg.to_dict()}
     checkpoint.save(tmp_path / "pictures.tar", state | {"skeleton": "h36m17"})
-    with pytest.raises(WeightsError, match="looks at pictures.*Predictor"):
+    with pytest.raises(WeightsError, match="looks at a picture.*Predictor"):
         Lifter.from_checkpoint(tmp_path / "pictures.tar", "cpu")
 
 

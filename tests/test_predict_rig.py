@@ -312,7 +312,7 @@ def test_a_checkpoint_in_three_lines_and_what_it_is_not(tree, tmp_path):
     there, here = (RigPredictor.from_checkpoint(path, "cpu", cfg, space) for space in ("checkpoint", "cameras"))
     assert len(there(recording)) and len(here(recording)) and here.skeleton.name == "panoptic15"
     assert there.space == ((5120, 5120, 2000), (0, 0, 900)) and here.space != there.space
-    with pytest.raises(WeightsError, match="voxelpose.pth.tar: .*before several cameras.*use RigPredictor"):
+    with pytest.raises(WeightsError, match="voxelpose.pth.tar: .*before several cameras.*RigPredictor"):
         Predictor.from_checkpoint(path, "cpu", cfg)
 
 

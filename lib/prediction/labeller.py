@@ -20,7 +20,6 @@ from lib.errors import DataError, WeightsError
 from lib.geometry.crop import crop_affine
 from lib.prediction.detection import find_joints, find_people
 from lib.predictor import Predictor
-from lib.tasks.base import Task
 from lib.tasks.restore import restore
 from lib.tasks.voxelpose import VoxelPoseTask
 
@@ -131,11 +130,9 @@ def network(path: str | Path, boxes: Boxes, device: str = "auto", margin: float 
         WeightsError: the file cannot be read, holds no configuration, or its network finds no joints in pictures.
     """
     choose_device(device)
-    task: Task = restore(path)
-    if isinstance(task, VoxelPoseTask):
+    task = restore(path, sees=["person", "views"])
+    if task.sees == "views":
         return FrameNetwork(task, boxes, device, margin)
-    if task.image_spec is None:
-        raise WeightsError(f"{path}: its network lifts keypoints, expected one that looks at pictures")
     cfg = task.cfg.DATASET
     return CropNetwork(Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE), boxes, margin)
 

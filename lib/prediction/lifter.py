@@ -21,7 +21,7 @@ from torch import Tensor
 from lib.config import Config
 from lib.correction import Reprojected
 from lib.engine.distributed import choose_device
-from lib.errors import DataError, WeightsError
+from lib.errors import DataError
 from lib.geometry.screen import to_screen
 from lib.prediction.lifted import Lifted, OwnCamera
 from lib.skeleton import Skeleton, convert, get
@@ -67,11 +67,7 @@ class Lifter:
             ConfigError: no such device on this machine.
         """
         choose_device(device)  # a mistyped device is reported before a large file is read
-        task = restore(path, fallback=config)
-        if not hasattr(task, "lift"):
-            raise WeightsError(f"{path}: its network looks at pictures, expected one that lifts keypoints; use lib.predictor.Predictor, "
-                               "or scripts/predict.py without --keypoints")  # fmt: skip
-        return Lifter(task, device)
+        return Lifter(restore(path, fallback=config, sees=["keypoints"]), device)
 
     @property
     def features(self) -> int:

@@ -36,7 +36,6 @@ from lib.geometry.voxel import space_from_cameras
 from lib.models.freeze import freeze
 from lib.prediction.rig_people import RigPeople
 from lib.skeleton import Skeleton, get
-from lib.tasks.base import Task
 from lib.tasks.restore import restore
 from lib.tasks.voxelpose import VoxelPoseTask
 from lib.tracking import GAP, GATE_MM, track
@@ -289,10 +288,10 @@ class RigPredictor:
         WeightsError: the task finds no people in space.
     """
 
-    def __init__(self, task: Task, device: str = "auto", space: str = "checkpoint"):
-        if not isinstance(task, VoxelPoseTask) or not task.in_space:
-            expected = "expected one trained with TASK voxelpose or a part of it"
-            raise WeightsError(f"the checkpoint's network finds no people in space; {expected}")
+    def __init__(self, task: VoxelPoseTask, device: str = "auto", space: str = "checkpoint"):
+        if not task.in_space:
+            expected = "expected one whose root_net or pose_net was trained"
+            raise WeightsError(f"the checkpoint's network finds no people in space (VOXEL.PARTS backbone); {expected}")
         if space not in SPACES:
             raise DataError(f"space {space!r}; expected one of {', '.join(SPACES)}")
         self.device = choose_device(device)
@@ -312,7 +311,7 @@ class RigPredictor:
             ConfigError: no such device on this machine.
         """
         choose_device(device)  # a mistyped device is reported before a large file is read
-        predictor = RigPredictor(restore(path, fallback=config), device, space)
+        predictor = RigPredictor(restore(path, fallback=config, sees=["views"]), device, space)
         freeze(predictor.task.model)
         return predictor
 

@@ -30,7 +30,8 @@ class Task(nn.Module):
     key_metric: tuple[str, str] = ("mpjpe_mm", "min")  # what "best" means: a name of the report, and "min" or "max"
     corrections: tuple[str, ...] = ("off",)  # what TEST.CORRECTION may be
     model: nn.Module  # what a released checkpoint contains
-    image_spec: ImageSpec | None = None  # stored with the weights
+    sees: str = "person"  # what its network is shown: "person" = a picture of one, "keypoints" over time, "views" of several people, "pose"
+    image_spec: ImageSpec | None = None  # of networks that see pictures; stored with the weights
     clip: int = 1  # consecutive frames of one person that are looked at together; `predict` takes batches (B,T,...) of so many, too
     skeleton: str = ""  # joints of the model's output, stored with the weights
 

@@ -1,5 +1,6 @@
 """From a checkpoint file back to a task that can predict."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib.config import Config, from_dict
@@ -12,11 +13,19 @@ from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read
 from lib.weights.needs import image_spec_of
 
+# What each kind of network (Task.sees) does, and who uses it.
+KINDS = {
+    "person": ("looks at a picture of a single person", "lib.predictor.Predictor, or scripts/predict.py with pictures"),
+    "keypoints": ("lifts keypoints", "lib.predictor.Lifter, or scripts/predict.py --keypoints"),
+    "views": ("finds people before several cameras", "lib.predictor.RigPredictor, or scripts/predict.py --rig"),
+    "pose": ("corrects the poses of another network", "the commands of refiner/README.md"),
+}
+
 # What a checkpoint was trained from is not needed, and may not exist where it is used.
 _UNUSED = {"MODEL.PRETRAINED": "", "MODEL.RESUME": "", "MODEL.INIT_WEIGHTS": False, "MODEL.INIT_FILE": ""}
 
 
-def restore(path: str | Path, fallback: Config | None = None, evidence: str = "") -> Task:
+def restore(path: str | Path, fallback: Config | None = None, evidence: str = "", sees: Sequence[str] = ()) -> Task:
     """The task of a checkpoint with its weights, on the CPU, in evaluation mode; no data is read.
 
     Args:
@@ -24,10 +33,11 @@ def restore(path: str | Path, fallback: Config | None = None, evidence: str = ""
         fallback: the configuration that bare weights are built with; None = bare weights are refused.
         evidence: correct poses by the 2D pose that the network sees ("network") or by joints in the batch ("labels"), as CORRECTION of the
             configuration says; empty = no correction, whatever the network was judged with.
+        sees: kinds of networks that the caller can use, of KINDS; empty = all.
 
     Raises:
-        WeightsError: the file cannot be read, does not fit its model, or holds no configuration and none was given; or its task has no
-            correction.
+        WeightsError: the file cannot be read, does not fit its model, or holds no configuration and none was given; its network is of
+            another kind, or its task has no correction.
         ConfigError: its task cannot correct by this evidence.
     """
     checkpoint = read(path)
@@ -44,6 +54,10 @@ def restore(path: str | Path, fallback: Config | None = None, evidence: str = ""
             "give the YAML it was trained with, use the checkpoint of a run (model_best.pth.tar), or make one of it with "
             "scripts/convert.py convert"
         )
+    kind = resolve(TASKS, cfg.TASK, key="TASK").sees
+    if sees and kind not in sees:
+        does, user = KINDS[kind]
+        raise WeightsError(f"{path}: its network {does}, expected one that {' or '.join(KINDS[k][0] for k in sees)}; use {user}")
     task = build(_correcting(cfg, evidence, path))
     adopt(task, checkpoint)
     return task.eval()

@@ -88,6 +88,7 @@ class TemporalTask(Task):
 
     sections = ("DATASET", "MODEL", "TEMPORAL", "TRAIN", "TEST", "DEBUG", "SYNTH", "CORRECTION")
     corrections = ("off", "camera")
+    sees = "keypoints"
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -44,6 +44,7 @@ class VoxelPoseTask(Task):
     """Whole frames of all views to the people in them, in mm of the world."""
 
     sections = ("DATASET", "MODEL", "LOSS", "VOXEL", "TRAIN", "TEST", "DEBUG", "SYNTH")
+    sees = "views"
     parts_key = "VOXEL.PARTS"  # that names what is trained
 
     def __init__(self, cfg: Config):
