@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.engine.checkpoint import atomic_write
-from lib.errors import MALFORMED, DataError, ParallaxError, RunError
+from lib.errors import MALFORMED, DataError, ParallaxError
 from lib.geometry.camera import TANGENTIAL, Cameras
+from lib.prediction.motion_files import csv_bytes, npz_bytes, read_npz, save_as
 from lib.skeleton import Skeleton, get
 from lib.vis import view_axes
 
@@ -83,17 +81,7 @@ class Lifted:
         Raises:
             RunError: the ending is none of these, or the file cannot be written.
         """
-        path = Path(path)
-        writers = {".npz": self._npz, ".json": self._json, ".csv": self._csv}
-        if path.suffix not in writers:
-            raise RunError(f"{path}: ending {path.suffix or 'missing'}, expected one of {' '.join(FORMS)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{path.parent}: cannot be made ({error.strerror}); choose another folder") from error
-        data = writers[path.suffix]()
-        atomic_write(path, lambda file: file.write(data))
-        return path
+        return save_as(path, dict(zip(FORMS, (self._npz, self._json, self._csv), strict=True)))
 
     def _facts(self) -> dict:
         return {
@@ -106,10 +94,8 @@ class Lifted:
         return {name: X for name in (*ARRAYS, "R", "t") if (X := getattr(self, name)) is not None}
 
     def _npz(self) -> bytes:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: np.asarray(v) if v else np.zeros(0, "U1") for k, v in self._facts().items() if k != "fps"},
-                            fps=np.float64(self.fps), **self._arrays())  # fmt: skip
-        return buffer.getvalue()
+        facts = {name: np.asarray(value) if value != [] else np.zeros(0, "U1") for name, value in self._facts().items()}
+        return npz_bytes(facts | self._arrays())
 
     def _json(self) -> bytes:
         values = {name: np.round(np.asarray(X, np.float64), 3 if name in ARRAYS else 9).tolist() for name, X in self._arrays().items()}
@@ -118,13 +104,12 @@ class Lifted:
         return (json.dumps(self._facts() | camera | {"frames": frames}) + "\n").encode()
 
     def _csv(self) -> bytes:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         timed = ["time_s"] if self.fps else []
-        writer.writerow(["frame", *timed, *(f"{joint}.{axis}_mm" for joint in self.skeleton.joints for axis in "xyz")])
+        rows = [["frame", *timed, *(f"{joint}.{axis}_mm" for joint in self.skeleton.joints for axis in "xyz")]]
         for i, pose in enumerate(self.best[1].reshape(len(self), -1)):
-            writer.writerow([i, *([f"{i / self.fps:.4f}"] if self.fps else []), *(f"{v:.3f}" for v in pose)])
-        return text.getvalue().encode()
+            now = [f"{i / self.fps:.4f}"] if self.fps else []
+            rows.append([str(i), *now, *(f"{v:.3f}" for v in pose)])
+        return csv_bytes(rows)
 
     @staticmethod
     def read(path: str | Path) -> Lifted:
@@ -134,8 +119,7 @@ class Lifted:
             DataError: no such file, or not one of these.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                given = {name: file[name] for name in file.files}
+            given = read_npz(path)
             arrays = {name: given[name] for name in (*ARRAYS, "R", "t") if name in given}
             names = {name: get(str(given[name])) for name in ("skeleton", "layout")}
             facts = {"up": str(given["up"]), "fps": float(given["fps"]), "assumed": tuple(given["assumed"].tolist())}

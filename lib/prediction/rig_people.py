@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lib.engine.checkpoint import atomic_write
-from lib.errors import MALFORMED, DataError, ParallaxError, RunError
+from lib.errors import MALFORMED, DataError, ParallaxError
+from lib.prediction.motion_files import csv_bytes, npz_bytes, read_npz, save_as
 from lib.skeleton import Skeleton, get
 
 UNITS = "X_world mm, X_cam = R X_world + t; reprojection px of the stored images, mean over the views used"
@@ -56,17 +54,7 @@ class RigPeople:
         Raises:
             RunError: the ending is none of these, or the file cannot be written.
         """
-        path = Path(path)
-        writers = {".npz": self._npz, ".json": self._json, ".csv": self._csv}
-        if path.suffix not in writers:
-            raise RunError(f"{path}: ending {path.suffix or 'missing'}, expected one of {' '.join(writers)}")
-        data = writers[path.suffix]()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{path.parent}: cannot be made ({error.strerror}); choose another folder") from error
-        atomic_write(path, lambda file: file.write(data))
-        return path
+        return save_as(path, {".npz": self._npz, ".json": self._json, ".csv": self._csv})
 
     def _facts(self) -> dict:
         return {
@@ -75,9 +63,7 @@ class RigPeople:
         }  # fmt: skip
 
     def _npz(self) -> bytes:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in self._facts().items()}, **{k: getattr(self, k) for k in ARRAYS})
-        return buffer.getvalue()
+        return npz_bytes({k: np.asarray(v) for k, v in self._facts().items()} | {k: getattr(self, k) for k in ARRAYS})
 
     def _json(self) -> bytes:
         people: dict[int, list[dict]] = {int(f): [] for f in self.frames}
@@ -97,17 +83,15 @@ class RigPeople:
         return (json.dumps(self._facts() | {"frames": frames}) + "\n").encode()
 
     def _csv(self) -> bytes:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         time = ["time_s"] if self.fps else []
-        writer.writerow(["frame", *time, "person", "joint", "x_mm", "y_mm", "z_mm", "views", "reprojection_px"])
+        rows = [["frame", *time, "person", "joint", "x_mm", "y_mm", "z_mm", "views", "reprojection_px"]]
         for i, j in zip(*np.nonzero(self.valid), strict=True):
             now = [f"{self.frame[i] / self.fps:.4f}"] if self.fps else []
             error = f"{self.reprojection[i, j]:.3f}" if np.isfinite(self.reprojection[i, j]) else ""
             used = " ".join(self.cameras[v] for v in np.flatnonzero(self.views[i, j]))
             where = (f"{v:.3f}" for v in self.X_world[i, j])
-            writer.writerow([self.frame[i], *now, self.person[i], self.skeleton.joints[j], *where, used, error])
-        return text.getvalue().encode()
+            rows.append([self.frame[i], *now, self.person[i], self.skeleton.joints[j], *where, used, error])
+        return csv_bytes(rows)
 
     @staticmethod
     def read(path: str | Path) -> RigPeople:
@@ -117,8 +101,7 @@ class RigPeople:
             DataError: no such file, or not one of these.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                given = {name: file[name] for name in file.files}
+            given = read_npz(path)
             facts = {"cameras": tuple(given["cameras"].tolist()), "fps": float(given["fps"]), "made_by": str(given["made_by"])}
             return RigPeople(get(str(given["skeleton"])), **facts, **{name: given[name] for name in ARRAYS})
         except (OSError, ParallaxError, *MALFORMED) as error:
