@@ -45,7 +45,7 @@ CAMERAS = Check(lambda v: all(e >= 0 for e in v) and len(set(v)) == len(v), "dif
 EPOCHS = Check(lambda v: all(a < b for a, b in zip((0, *v), v, strict=False)), "increasing epochs, the first after 0")
 DEVICE = Check(lambda v: re.fullmatch(r"[a-z]+(:\d+)?", v) is not None, "auto, or the name of a torch device")
 
-WEIGHTS_HELP = "see models/README.md for the download, or train what makes it first"
+WEIGHTS_HELP = "train what makes it first (OUTPUT_DIR/<dataset>/<model>/<name of its YAML>/), or see models/README.md for the download"
 
 # ---------------------------------------------------------------------------------------------------------- the tree
 
@@ -573,15 +573,18 @@ class Config(Frozen):
             if dot and section not in sections:
                 raise ConfigError(f"{self.source(dotted)}: {dotted} is set, but TASK {task} does not read {section}")
 
-    def check_paths(self) -> None:
+    def check_paths(self, unless: Sequence[str] = ()) -> None:
         """Refuse input files that do not exist, before any work is done.
+
+        Args:
+            unless: keys whose files are not needed.
 
         Raises:
             ConfigError: naming the key, the missing path and what to do.
         """
         for dotted, key in SCHEMA.keys.items():
             value = _get(self, dotted)
-            if key.path and value and value not in key.path_except and not os.path.exists(value):
+            if key.path and dotted not in unless and value and value not in key.path_except and not os.path.exists(value):
                 raise self.error(dotted, f"no file {value!r}; {key.path}")
 
 

@@ -266,6 +266,8 @@ class _File:
             raise ConfigError(f"no configuration file {self.path!r}; {hint}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"{self.path}: not a UTF-8 text, so not a YAML configuration") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{self.path}: is a folder; expected the YAML file of an experiment, such as one of those in it") from None
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be read: {error.strerror}") from None
 

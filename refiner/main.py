@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--weights", metavar="FILE", help="export: checkpoint of a refiner")
     parser.add_argument("--out", metavar="PATH", help="build: folder of the pairs; export: file of the weights")
     parser.add_argument("--pickle", action="store_true", help="build: write the published form as well")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
     args = parser.parse_intermixed_args()
     for name in NEEDED[args.mode]:
         if getattr(args, name) is None:

@@ -57,11 +57,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     turn.add_argument("--norm", type=Path, metavar="FILE", help="norm.pkl that belongs to a published refiner")
     turn.add_argument("--color", choices=("rgb", "bgr"), default="",
                       help="channel order of the training pictures; bgr for Simple Baselines as Microsoft released them")  # fmt: skip
-    turn.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    turn.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
     onnx = commands.add_parser("onnx", help="write a network for onnxruntime and the like")
     onnx.add_argument("file", type=Path, help="checkpoint that holds its configuration")
     onnx.add_argument("out", type=Path, help="new file")
-    onnx.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    onnx.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
 
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = parser.parse_known_args(argv)  # KEY VALUE may stand behind options

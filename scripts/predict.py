@@ -47,8 +47,9 @@ With --rig, a folder with a calibration (cameras.json, cameras.toml, ...), image
 (see experiments/custom/README.md): people of all instants in mm of the calibration's world, numbered through the recording, with the
 cameras and the reprojection error (px) of every joint. --associate takes the joints that a detector found, finds out which belong
 together and triangulates them; --associate given takes people of one number (or place in a list) for the same. Without it, a network
-trained with TASK voxelpose looks at the pictures; its space is that of its training unless --space cameras is given. Results of FOLDER:
-FOLDER.npz, FOLDER.json, FOLDER.csv, FOLDER_pose.mp4, FOLDER_pose.gif, or those that --form names.
+trained with TASK voxelpose or selfpose3d looks at the pictures, one of TASK scenes at the detections; its space is that of its training
+unless --space cameras is given. Results of FOLDER: FOLDER.npz, FOLDER.json, FOLDER.csv,
+FOLDER_pose.mp4, FOLDER_pose.gif, or those that --form names.
 
 Results of NAME.jpg: NAME.json, NAME.npz, NAME_2d.png, NAME_3d.png; of NAME.mp4: NAME.json, NAME.npz, NAME_pose.mp4,
 NAME_pose.gif. Nothing is overwritten without --overwrite: for a single file that is an error, in a folder a picture or video whose
@@ -176,7 +177,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')}: expected 1 or more")
     if args.rig:
         if args.associate is None and args.checkpoint == CHECKPOINT:
-            parser.error("--rig: expected --associate, or the --checkpoint of a network trained with TASK voxelpose")
+            parser.error("--rig: expected --associate, or the --checkpoint of a network trained with TASK voxelpose, selfpose3d or scenes")
         if args.skip < 0 or not 160 <= args.size <= 2048:
             parser.error("--skip: expected 0 or more frames" if args.skip < 0 else "--size: expected 160 to 2048 px")
         if args.max_people < 1 or args.gate_mm <= 0 or args.gap < 0 or args.min_frames < 1:

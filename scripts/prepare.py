@@ -126,7 +126,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cal.add_argument("--images", default="", metavar="DIR", help="pictures called like the cameras, to draw that on")
 
     mocap = commands.add_parser("mocap", help="real motion capture before the cameras of Human3.6M: archives for lifting over time")
-    mocap.add_argument("--train", nargs="+", required=True, metavar="NPZ", help="files whose actors play S1, S5, S6, S7, S8")
+    mocap.add_argument("--train", nargs="+", required=True, metavar="NPZ",
+                       help="files whose actors play S1, S5, S6, S7, S8; data/README.md tells what they hold")  # fmt: skip
     mocap.add_argument("--test", nargs="+", required=True, metavar="NPZ", help="files whose actors play S9 and S11")
     mocap.add_argument("--out", default="data/mocap", help="folder of the archives (default %(default)s)")
     mocap.add_argument("--shapes", type=int, default=0, metavar="N", help="bodies given to each actor in turn (default: the recorded one)")
@@ -148,7 +149,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     labels.add_argument("--out", default="", help="root of the data set (default: DATASET.ROOT)")
     labels.add_argument("--split", default="", help="name of the new split (default train-ss, or train-ss-X for labels-X.yaml)")
     labels.add_argument("--form", choices=("npz", "pickle"), default="npz", help="pickle = what the original program reads")
-    labels.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    labels.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
 
     kp = commands.add_parser("keypoints", help="the 2D of any detector as an archive of keypoints, for lifting")
     kp.add_argument("sources", nargs="+", metavar="SRC", help="per video a file, or a folder of OpenPose: Detectron(2), OpenPose, "
@@ -176,7 +177,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     pss.add_argument("--split", default="", help="default: DATASET.TRAIN_SET")
     pss.add_argument("--clusters", type=numbers, default=(50, 100), metavar="K,K", help="default: 50,100")
     pss.add_argument("--seed", type=int, default=0, help="of k-means (default 0)")
-    pss.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    pss.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
 
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = parser.parse_known_args(argv)  # KEY VALUE may stand behind options
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[args.command](args)
     except ParallaxError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 

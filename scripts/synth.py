@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             sheet(args.sheet, args.split, frames, overlay=args.overlay, **shared)
             print(f"{args.sheet}: written")
     except ParallaxError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="one training step and one evaluation batch, write nothing"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
     args = parser.parse_intermixed_args()
 
     from lib import config  # after the arguments: --help answers at once

@@ -21,7 +21,7 @@ from lib.allocator import keep_heap
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", metavar="FILE", required=True, help="YAML file of the experiment")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
     args = parser.parse_intermixed_args()
 
     from lib import config  # after the arguments: --help answers at once

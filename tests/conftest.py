@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -62,14 +63,16 @@ def one_thread_and_seed():
 
 @pytest.fixture(autouse=True)
 def no_console(monkeypatch):
-    """Every test starts without the console that a command run by another one has opened."""
-    monkeypatch.setattr(logging.getLogger("parallax"), "handlers", [])
+    """Every test starts without the console that a command run by another one has opened, and without its level."""
+    log = logging.getLogger("parallax")
+    monkeypatch.setattr(log, "handlers", [])
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
-    """Folder of small pieces of published data; they may not be redistributed, so the test is skipped without them."""
-    folder = ROOT.parent / "shared" / "samples"
+    """Folder of small pieces of published data; they may not be redistributed, so the test is skipped without them (CONTRIBUTING.md)."""
+    folder = Path(os.environ.get("PARALLAX_SAMPLES", ROOT.parent / "shared" / "samples"))
     if not folder.is_dir():
-        pytest.skip("no ../shared/samples beside the repository")
+        pytest.skip(f"no pieces of published data in {folder} (PARALLAX_SAMPLES)")
     return folder

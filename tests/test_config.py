@@ -218,7 +218,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
     write("", "train.yaml")
     with pytest.raises(ConfigError, match=r"no configuration file 'trian.yaml'; did you mean train.yaml\?"):
         load("trian.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="is a folder; expected the YAML file of an experiment, such as one of those in it"):
         load(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"EXP_NAME: \xe9\n")
     with pytest.raises(ConfigError, match="latin.yaml: not a UTF-8 text"):
@@ -259,7 +259,8 @@ def test_input_files_must_exist(write):
     with pytest.raises(ConfigError) as caught:
         cfg.check_paths()
     assert str(caught.value) == (
-        "c.yaml:2: MODEL.PRETRAINED: no file 'models/backbone.pth'; see models/README.md for the download, or train what makes it first")
+        "c.yaml:2: MODEL.PRETRAINED: no file 'models/backbone.pth'; train what makes it first "
+        "(OUTPUT_DIR/<dataset>/<model>/<name of its YAML>/), or see models/README.md for the download")
     write("", "models/backbone.pth")
     cfg.check_paths()
     defaults().with_values({"EPIPOLAR.TEACHER": "annotation", "EPIPOLAR.CACHE": "new.npz"}).check_paths()

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lib.config import load
+from lib.engine.run_dir import run_path
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "models/README.md", "refiner/README.md",
@@ -27,6 +30,28 @@ def test_named_scripts_and_experiments_exist(page):
     made = re.findall(r'^```\w+ title="([^"]+)"', text, re.MULTILINE)  # by the page itself
     named = set(re.findall(r"\b(?:scripts/\w+\.py|experiments/[\w/-]+\.yaml|lib/[\w/]+\.py)", text)) - set(made)
     assert [name for name in named if not (ROOT / name).exists() and Path(name).stem != "x"] == []
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    """Page, YAML and KEY VALUE words of each command with --cfg that a page, an experiment or a script tells."""
+    found = []
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("experiments/**/*.yaml")]):
+        for cfg, rest in re.findall(r"--cfg (experiments/[\w/.-]+\.yaml)((?: +[A-Z][A-Z0-9_.]+ [\w./\[\],-]+)*)", path.read_text("utf-8")):
+            found.append((path.relative_to(ROOT).as_posix(), cfg, rest.split()))
+    return found
+
+
+def test_commands_of_the_pages_have_keys_that_exist_and_weights_that_another_experiment_makes():
+    made = {run_path(load(path)).as_posix() for path in (ROOT / "experiments").rglob("*.yaml") if not path.stem.startswith("base")}
+    told = commands()
+    assert len(told) > 60
+    for page, file, words in told:
+        if not (ROOT / file).exists() and page == "docs/extending.md":
+            continue  # which makes it
+        cfg = load(ROOT / file, words)
+        made.add(run_path(cfg).as_posix())
+        for weights in (cfg.MODEL.PRETRAINED, cfg.MODEL.RESUME):
+            assert not weights.startswith("output/") or Path(weights).parent.as_posix() in made, (page, file, weights)
 
 
 def test_every_experiment_is_listed():

@@ -327,6 +327,8 @@ def test_commands_train_and_judge(tmp_path, monkeypatch, capsys):
     folder = toy_folder(tmp_path) / "valid-model_best"
     assert {p.name for p in folder.iterdir()} == {"results.json", "predictions.npz", "figures"}
     assert commands.validate(toy_config("OUTPUT_DIR", tmp_path, "MODEL.RESUME", best))["metrics"] == trained["metrics"]
+    gone = toy_config("OUTPUT_DIR", tmp_path, "MODEL.PRETRAINED", tmp_path / "gone.pth.tar", "EPIPOLAR.TEACHER", "gone.pth.tar")
+    assert commands.validate(gone)["metrics"] == trained["metrics"]  # what training starts from is not needed
     frozen = commands.validate(toy_config("OUTPUT_DIR", tmp_path, "TEST.FREEZE", True))
     assert frozen["metrics"] == pytest.approx(trained["metrics"], rel=1e-4)
     table = "mpjpe_mm"

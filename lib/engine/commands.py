@@ -48,7 +48,7 @@ def validate(cfg) -> dict:
     that nothing of a training is overwritten. A second call for the same weights replaces the first one's files; other weights of that
     name get a folder of their own, which also names the beginning of their hash.
     """
-    cfg.check_paths()
+    cfg.check_paths(unless=("MODEL.PRETRAINED", "MODEL.INIT_FILE", "EPIPOLAR.TEACHER"))  # training alone needs them
     run = run_dir.run_path(cfg)
     weights = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else run / run_dir.BEST
     if not weights.is_file():
@@ -57,7 +57,6 @@ def validate(cfg) -> dict:
     try:
         folder = world.on_main(lambda: run_dir.validation_path(run, weights))
         world.on_main(lambda: run_dir.check_writable(folder))
-        # the weights come from the file: nothing else needs to be loaded, or downloaded, first
         task = build(cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_FILE": "", "MODEL.INIT_WEIGHTS": False}))
         adopt(task, read(weights))
         trainer = Trainer(cfg, task, world=world, frozen=cfg.TEST.FREEZE)

@@ -90,7 +90,7 @@ def _rig(root: Path, split: str, calibration: str, unit: str) -> tuple[Path, Cal
     """The folder of the recording, and its cameras."""
     folder = root / split if split and (root / split).is_dir() else root
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; correct DATASET.ROOT")
+        raise DataError(f"{folder}: no such folder; expected a recording's (experiments/custom/README.md): correct the path")
     places = [root / calibration] if calibration else [place / name for place in (folder, root) for name in CALIBRATIONS]
     path = next((path for path in places if path.exists()), None)
     if path is None:
