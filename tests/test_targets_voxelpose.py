@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -228,6 +229,27 @@ def test_root_volumes_equal_the_recorded_ones(name, root):
     roots, valid = root_points(g["joints"][None], torch.ones(1, *g["joints"].shape[:2]), root)
     volume = root_volume(roots, valid, *SPACE, g["target"].shape)
     torch.testing.assert_close(volume[0].float(), g["target"], atol=1e-6, rtol=0)
+
+
+def test_nodes_at_three_sigma_belong_to_a_root_on_both_sides():
+    """The published window, node by node, for people who stand on nodes, so that nodes lie at its very ends."""
+    shape, sigma = (41, 41, 21), 200.0
+    axes = [np.linspace(-s / 2, s / 2, n) + c for s, c, n in zip(*SPACE, shape, strict=True)]  # whole numbers
+    places = [(axes[0][i], axes[1][j], axes[2][k]) for i, j, k in ((0, 40, 10), (13, 20, 3), (27, 1, 20))]
+    expected = np.zeros(shape)
+    for place in places:
+        inside = tuple(
+            slice(np.searchsorted(a, p - 3 * sigma, "left"), np.searchsorted(a, p + 3 * sigma, "right"))
+            for a, p in zip(axes, place, strict=True)
+        )
+        d2 = [(a[s] - p) ** 2 for a, s, p in zip(axes, inside, place, strict=True)]
+        blob = np.exp(-(d2[0][:, None, None] + d2[1][:, None] + d2[2]) / (2 * sigma**2))
+        expected[inside] = np.maximum(expected[inside], blob)
+    for shift in (0.0, 3e-4):  # as float32 rounds a place
+        roots = torch.tensor(places, dtype=torch.float32)[None] + shift
+        volume = root_volume(roots, torch.ones(1, 3), *SPACE, shape, sigma)
+        assert volume.dtype == torch.float32
+        np.testing.assert_allclose(volume[0].numpy(), expected, atol=2e-6)
 
 
 def test_root_volumes_are_batched_and_peak_at_the_nodes():

@@ -14,12 +14,13 @@ from lib.errors import GeometryError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import transform_points
 from lib.geometry.heatmap import summed_heatmaps
-from lib.geometry.precision import no_autocast, result_dtype
+from lib.geometry.precision import no_autocast, result_dtype, solve_dtype
 
 # How far inside the space drawn people stay: added to its lower and upper limits along x, y and z, mm (the published choice).
 MARGINS = ((2500.0, -2000.0), (1500.0, -1500.0), (250.0, -300.0))
 ROOT_SPREAD = 50.0  # mm, standard deviation of the height of roots around that of their scene
 PIXEL_NOISE = 0.02  # standard deviation of what is added to each cell of a drawn heatmap
+NEAR = 1e-3  # mm; more than float32 rounds the place of a person within 8 m of the origin
 
 
 def root_points(X_world: Tensor, X_valid: Tensor, joints: int | Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -37,23 +38,22 @@ def root_volume(roots: Tensor, valid: Tensor, size, center, shape, sigma: float 
 
     roots (B, M, 3) mm, valid (B, M), size, center (3,) or (B, 3) mm, shape (3,) nodes -> (B, nx, ny, nz), 0..1
 
-    A person's Gaussian is zero beyond 3 sigma along an axis. Not differentiable.
+    A person's Gaussian is zero beyond 3 sigma along an axis; nodes at just that distance, on both sides, have it. Not differentiable.
     """
     if roots.ndim != 3 or roots.shape[-1] != 3 or valid.shape != roots.shape[:2]:
         raise GeometryError(f"root_volume: roots {tuple(roots.shape)} and valid {tuple(valid.shape)}, expected (B, M, 3) and (B, M)")
-    dtype = result_dtype(roots)
-    size, center = (torch.as_tensor(v, dtype=dtype, device=roots.device).expand(len(roots), 3) for v in (size, center))
-    x = torch.where(valid.bool()[..., None], roots.detach().to(dtype), 0.0)
+    dtype, fine = result_dtype(roots), solve_dtype(roots.device)
+    size, center = (torch.as_tensor(v, dtype=fine, device=roots.device).expand(len(roots), 3) for v in (size, center))
+    x = torch.where(valid.bool()[..., None], roots.detach().to(fine), 0.0)
     profiles = []
     for axis, nodes in enumerate(shape):
-        steps = torch.linspace(-0.5, 0.5, int(nodes), dtype=dtype, device=roots.device)
+        steps = torch.linspace(-0.5, 0.5, int(nodes), dtype=fine, device=roots.device)
         d = (steps * size[:, axis, None] + center[:, axis, None])[:, None] - x[..., axis, None]  # (B, M, n)
-        near = (d >= -3 * sigma) & (d < 3 * sigma)
-        profiles.append(torch.where(near, torch.exp(d.square() * (-0.5 / sigma**2)), 0.0))
+        profiles.append(torch.where(d.abs() <= 3 * sigma + NEAR, torch.exp(d.square() * (-0.5 / sigma**2)), 0.0).to(dtype))
     along_x, along_y, along_z = profiles
     along_x = along_x * valid.to(dtype)[..., None]
     plane = along_x[..., :, None] * along_y[..., None, :]
-    volume = x.new_zeros(len(x), *plane.shape[-2:], along_z.shape[-1])
+    volume = plane.new_zeros(len(x), *plane.shape[-2:], along_z.shape[-1])
     for person in range(x.shape[1]):  # each passes over the volume once; all at once would hold M volumes
         torch.maximum(volume, plane[:, person, :, :, None] * along_z[:, person, None, None], out=volume)
     return volume
