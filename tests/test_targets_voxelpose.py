@@ -112,7 +112,8 @@ def test_joints_outside_image_or_patch_are_unknown():
     conf = torch.tensor([1.0, 1, 0.5, 1, 0]).reshape(1, 1, 1, 5)
     A = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]).expand(1, 1, 2, 3)
     moved, known = joints_in_patch(x, conf, A, (80, 60), torch.tensor([[[160.0, 120]]]))
-    torch.testing.assert_close(moved, x / 2)
+    torch.testing.assert_close(moved[..., :4, :], x[..., :4, :] / 2)
+    assert torch.equal(moved[..., 4, :], x[..., 4, :])  # unknown before: it stays where it was
     assert known.flatten().tolist() == [1, 0, 0.5, 0, 0]
     assert joints_in_patch(x, conf, A, (80, 60))[1].flatten().tolist() == [1, 0, 0.5, 1, 0]
     assert joints_in_patch(x, conf, A, (40, 60))[1].flatten().tolist() == [1, 0, 0, 0, 0]

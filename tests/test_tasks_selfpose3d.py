@@ -10,6 +10,7 @@ from lib.config import defaults
 from lib.dataset.formats import pseudo_labels
 from lib.engine import commands, run_dir
 from lib.errors import ConfigError, DataError
+from lib.geometry.crop import transform_points
 from lib.models.voxelpose import Proposals
 from lib.tasks import Step, build, data
 from lib.tasks.restore import restore
@@ -151,6 +152,27 @@ def test_true_poses_fit_the_labels_of_every_augmentation(settings):
     off = losses_of(task, batch)
     assert exact["joints"] < 2e-3 and off["joints"] > 5 * exact["joints"]
     assert off["projected"] > 3 * exact["projected"]
+
+
+def test_under_the_published_rule_absent_people_are_matched_with_nobody(settings, monkeypatch):
+    """Slots of nobody cost nothing, so a person who met one there would be right wherever he stands."""
+    changes = {"VOXEL.HEATMAPS": "keypoints", "SSL.L1_EPOCH": 0, "VOXEL.RULE": "reference", "SSL.DROP_WORST": False, "VOXEL.MAX_PEOPLE": 8}
+    task = task_of(settings, "pose", **changes).train()
+    batch = batch_of(task, 1)
+    batch["x_img"][:, :, 0], batch["conf"][:, :, 0] = torch.tensor([40.0, 20]), 1.0  # one person, and seven slots of nobody
+    batch["x_img"][:, :, 1:], batch["conf"][:, :, 1:] = 0.0, 0.0
+    height, found = batch["patch_from_img"].new_tensor(6.0), torch.arange(8)[None] < 1
+
+    def off(X, known, cameras, new_from_img, rule):  # the person, six pixels lower than labelled
+        there = known.bool()[:, None].expand(-1, 5, -1, 15)
+        x = transform_points(new_from_img, torch.tensor([40.0, 20]).expand(1, 5, 1, 2)) + torch.stack([0 * height, height])
+        return x[:, :, :, None].expand(*there.shape, 2), there
+
+    monkeypatch.setattr("lib.tasks.selfpose3d.people_in_views", off)
+    monkeypatch.setattr(task, "locate", lambda *args: Proposals(torch.zeros(1, 8, 3), found.float(), found, found))
+    monkeypatch.setattr(task.model, "pose", lambda *args: torch.zeros(2, 8, 15, 3, requires_grad=True))
+    losses = losses_of(task, batch)
+    torch.testing.assert_close(losses["joints"], 2 * 0.5 * height / task.image_spec.size[1])  # two augmentations; x is right
 
 
 def test_places_are_learned_from_drawn_ones_for_several_samples_at_once(settings):

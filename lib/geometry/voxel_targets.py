@@ -127,6 +127,8 @@ def people_in_views(X_world: Tensor, valid: Tensor, cams: Cameras, new_from_img:
 def joints_in_patch(x_img: Tensor, conf: Tensor, patch_from_img: Tensor, patch, img: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Joints of full images moved into the network's inputs; those that lie outside either are unknown there.
 
+    A joint that is unknown already keeps its coordinates, as published: a slot of nobody stays at 0, by which `matched_l1` knows it.
+
     x_img (B, V, M, J, 2) px, conf (B, V, M, J), patch_from_img (B, V, 2, 3), patch = (W, H) px, img (B, V, 2) sizes in px (0 =
     unknown) or None -> x_patch (B, V, M, J, 2) px, conf (B, V, M, J), 0 where outside
     """
@@ -135,7 +137,7 @@ def joints_in_patch(x_img: Tensor, conf: Tensor, patch_from_img: Tensor, patch, 
     if img is not None:
         last = img[:, :, None, None].to(x_img.dtype) - 1
         inside = inside & ((x_img >= 0) & ((x_img <= last) | (last < 0))).all(-1)
-    return x_patch, torch.where(inside, conf, 0)
+    return x_patch.where(conf[..., None] > 0, x_img), torch.where(inside, conf, 0)
 
 
 @no_autocast
