@@ -82,6 +82,23 @@ def test_the_first_stage_leaves_the_backbone_alone_to_the_next(settings, tmp_pat
         assert torch.equal(value, state[name] if name.startswith("backbone.") else other.model.state_dict()[name]), name
 
 
+def test_a_joint_that_no_one_shows_in_the_network_s_input_does_not_count(settings):
+    """Labels reach beyond the picture and its input; a map counts where its joint is drawn, at least once."""
+    task = task_of(settings, **{"VOXEL.PARTS": ["backbone"]})
+    batch = batch_of(task, 1)
+    batch["conf"] = torch.ones_like(batch["conf"])
+    batch["x_img"] = torch.full_like(batch["x_img"], 40.0)
+    batch["x_img"][0, 1, :, 3] = -5.0  # beyond the picture, whoever it is
+    batch["x_img"][0, 2, 0, 4] = -5.0  # one of the people alone
+    hm, hm_from_img = task.heatmaps(batch)
+    hm = torch.zeros_like(hm)
+    plain = task.heatmap_loss(hm, hm_from_img, batch)
+    for view, joint, counts in ((1, 3, False), (2, 4, True), (0, 0, True)):
+        wrong = hm.clone()
+        wrong[0, view, joint, 0, 0] = 5.0
+        assert (task.heatmap_loss(wrong, hm_from_img, batch) > plain) == counts
+
+
 def test_a_step_in_which_nobody_is_found_changes_nothing(settings):
     task = task_of(settings, **{"VOXEL.PARTS": ["pose_net"], "VOXEL.MATCH_MM": 0.0}).train()
     losses = task({"train": batch_of(task, 1)}, Step(0, 0, 0.0))

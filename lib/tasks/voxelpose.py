@@ -223,10 +223,14 @@ class VoxelPoseTask(Task):
         return people_heatmaps(x_hm, conf, size, self.cfg.LOSS.SIGMA, self.cfg.VOXEL.SCALED_SIGMA, snap=self.cfg.VOXEL.RULE == "reference")
 
     def heatmap_loss(self, hm: Tensor, hm_from_img: Tensor, batch: dict) -> Tensor:
-        """Mean squared error to the labelled joints' blobs, where anybody shows the joint.   hm (B,V,J,h,w) -> ()"""
+        """Mean squared error to the labelled joints' blobs, where anybody shows the joint in the picture and the network's input.
+
+        hm (B,V,J,h,w) -> ()
+        """
         shown = batch | {"conf": (batch["conf"] > 0).float()}
         target = self.drawn(shown, hm_from_img, (hm.shape[-1], hm.shape[-2]))
-        return view_heatmap_loss(hm, target, (batch["conf"] > 0).any(2).float())
+        weight = (self._shown(batch, hm_from_img)[1] > 0).any(2)
+        return view_heatmap_loss(hm, target, weight.float())
 
     # --- prediction
 
