@@ -99,6 +99,24 @@ def test_a_joint_that_no_one_shows_in_the_network_s_input_does_not_count(setting
         assert (task.heatmap_loss(wrong, hm_from_img, batch) > plain) == counts
 
 
+def test_places_alone_are_judged_as_places(settings):
+    """Poses of a network that nothing has trained do not choose the network of places."""
+    chosen = {"root_net": "root_map_percent", "pose_net": "map_percent", "backbone": "peak_f1_percent"}
+    for part, metric in chosen.items():
+        assert task_of(settings, **{"VOXEL.PARTS": [part]}).key_metric == (metric, "max")
+    assert task_of(settings, **{"VOXEL.PARTS": ["backbone", "root_net"]}).key_metric[0] == "root_map_percent"
+    assert task_of(settings).key_metric[0] == "map_percent"
+    task = task_of(settings, **KEYPOINTS | {"VOXEL.PARTS": ["root_net"], "VOXEL.THRESHOLD": 0.0})
+    data = task.eval_data()["valid"]
+    batch = data.__getitems__([0, 1])
+    there = batch["X_valid"].any(-1)
+    far = {"X_world": batch["X_world"] + 900.0, "score": torch.ones(there.shape), "found": there}
+    evaluator = task.evaluator(data)
+    evaluator.update(far | {"centers": batch["X_world"][:, :, task.roots].mean(2)}, batch)
+    metrics = evaluator.compute().metrics
+    assert metrics["root_map_percent"] == pytest.approx(100) and metrics["map_percent"] == 0
+
+
 def test_a_step_in_which_nobody_is_found_changes_nothing(settings):
     task = task_of(settings, **{"VOXEL.PARTS": ["pose_net"], "VOXEL.MATCH_MM": 0.0}).train()
     losses = task({"train": batch_of(task, 1)}, Step(0, 0, 0.0))

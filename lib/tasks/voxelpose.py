@@ -86,7 +86,9 @@ class VoxelPoseTask(Task):
         if cfg.CHANNELS_LAST and self.from_images:
             self.model.backbone.to(memory_format=torch.channels_last)
         self.model.freeze(*(part for part, module in self.model.named_children() if part not in self.parts))
-        self.key_metric = ("map_percent", "max") if self.in_space else ("peak_f1_percent", "max")
+        # Poses of a network that does not learn, and may be untrained, say nothing of people's places.
+        in_space = "map_percent" if "pose_net" in self.parts else "root_map_percent"
+        self.key_metric = (in_space if self.in_space else "peak_f1_percent", "max")
         self.register_buffer("flip", torch.as_tensor(skeleton.flip.copy()), persistent=False)
 
     def learned(self) -> tuple[str, ...]:
