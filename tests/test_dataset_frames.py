@@ -298,6 +298,20 @@ def test_frames_whose_people_leave_the_picture_are_drawn_again_from_all(scene, c
     assert torch.equal(batch["patch_from_img"][:, 0], batch["patch_from_img"][:, 1])  # taken as it is
 
 
+def test_people_whose_root_is_unknown_are_missed_as_well(scene):
+    """The rule compares roots in sight with the people of a view, not with their roots."""
+    ann, root = scene
+    conf, x = ann.conf.copy(), np.broadcast_to(np.array([80.0, 60]), ann.x_img.shape).astype(np.float32)
+    hidden = (ann.sequence == 0) & (ann.person == 0)
+    conf[hidden, get(ann.skeleton).root_index] = 0
+    table = keypoints_only(tiny.replace(ann, conf=conf, x_img=x))
+    data = FrameSamples(table, "", SPEC, augment=FrameAugment(), keep_people=1)
+    assert set(data.__getitems__([0, 1, 2])["id"].tolist()) <= {3, 4, 5}
+    conf[hidden] = 0  # nobody at all: the others are everybody
+    data = FrameSamples(keypoints_only(tiny.replace(ann, conf=conf, x_img=x)), "", SPEC, augment=FrameAugment(), keep_people=1)
+    assert data.__getitems__([0, 1, 2])["id"].tolist() == [0, 1, 2]
+
+
 def test_a_frame_that_one_view_sees_nobody_in_is_drawn_again(scene):
     ann, root = scene
     conf = ann.conf.copy()

@@ -56,7 +56,7 @@ class FrameSamples(Keyed):
         n_augment: int = 0,
         allow_missing: bool = False,  # keep instants that lack a view; False: leave them out
         images: bool = True,  # False: keypoints only, though there are images
-        keep_people: int = 0,  # K > 0: draw again unless the K fullest views keep the roots of all people in each augmentation
+        keep_people: int = 0,  # K > 0: draw again unless the K fullest views keep everybody's root in each augmentation, see `_keeps`
         roots: int | Sequence[int] | None = None,  # joint that keep_people looks at, or several: their mean; None = the skeleton's root
         seed: int = 0,
     ):
@@ -222,13 +222,14 @@ class FrameSamples(Keyed):
                 )
 
     def _find_roots(self, ann: Annotations, joints: int | Sequence[int]) -> None:
-        """Of every row the root in the original image, NaN where it is unknown or outside the image."""
+        """Of every row the root in the original image, NaN where it is unknown or outside the image, and whether it is of somebody."""
         joints = [joints] if isinstance(joints, int) else list(joints)
         known = (ann.conf[:, joints] > 0).all(1)
         x = np.where(known[:, None], ann.x_img[:, joints].astype(np.float64).mean(1), np.nan)
         size = self._size[ann.camera]
         inside = (x >= 0).all(1) & ((x <= size - 1) | (size <= 0)).all(1)
         self._root = np.append(np.where(inside[:, None], x, np.nan), np.full((1, 2), np.nan), 0)  # row -1: nobody
+        self._somebody = np.append((ann.conf > 0).any(1), False)
 
     def with_labels(self, labels: Annotations) -> "FrameSamples":
         """Itself, with the 2D people of another table, picture by picture, such as pseudo labels; 3D poses stay those they were.
@@ -319,16 +320,17 @@ class FrameSamples(Keyed):
         return index, params + [FrameParams()] if self.n_augment or not params else params
 
     def _keeps(self, index: int, params: Sequence[FrameParams]) -> bool:
-        """SelfPose3d's rule: every view shows somebody in each augmentation, and in the `keep_people` fullest views all people that any
-        view of the frame shows are left.
+        """SelfPose3d's rule: every view shows somebody's root in each augmentation, and the `keep_people` fullest views, in the mean and
+        rounded down, as many roots as the view with most people has people, those whose root is unknown included.
         """
         there = self.camera[index] >= 0
-        root = torch.from_numpy(self._root[self.people[index][there]])  # (V,M,2)
+        people = self.people[index][there]  # (V,M)
+        root = torch.from_numpy(self._root[people])  # (V,M,2)
         size = self._sizes(np.array([index]))[:, there]
         x = torch.cat([root, torch.ones_like(root[..., :1])], -1)
         x = torch.einsum("avij,vmj->avmi", self._affines(size, [list(params)])[0], x)
         left = ((x >= 0) & (x < torch.tensor(self.spec.size))).all(-1).sum(-1)  # (A,V); comparisons with NaN are false
-        full = root.isfinite().all(-1).sum(-1).max()
+        full = int(self._somebody[people].sum(-1).max())
         most = left.sort(-1, descending=True)[0][:, : self.keep_people].double().mean(-1)
         return bool((left > 0).all() and (most.long() == full).all())
 
