@@ -15,8 +15,10 @@ from lib.dataset import load
 from lib.dataset.annotations import unmatched
 from lib.dataset.formats import panoptic as layout
 from lib.dataset.formats import pseudo_labels as labels
+from lib.dataset.formats.multiview import observed
 from lib.dataset.image import read_image
 from lib.errors import ConfigError, DataError
+from lib.geometry.camera import Cameras
 from lib.synthetic.world import World
 from scripts import prepare
 from tests.conftest import golden, golden_json
@@ -45,6 +47,17 @@ def copy(tree, tmp_path):
     name = layout.TRAIN[0]
     shutil.copytree(tree / name, tmp_path / name, ignore=shutil.ignore_patterns("hdImgs"))
     return tmp_path
+
+
+def test_the_picture_ends_in_the_middle_of_its_last_pixels():
+    """VoxelPose's tables: visible from 0 to width - 1 and height - 1."""
+    K, eye = torch.diag(torch.tensor([1000.0, 1000, 1])).double()[None], torch.eye(3).double()[None]
+    camera = Cameras.make(K, eye, torch.zeros(1, 3).double(), size=torch.tensor([[96.0, 80]]))
+    px = [[0, 0], [95, 79], [-0.25, 5], [95.25, 5], [5, 79.25], [5, -0.25]]
+    X = np.array([[[u, v, 1000] for u, v in px]])
+    everybody = np.zeros(1, int), np.zeros(1, int)
+    ann = observed("panoptic15", camera, *everybody, X, np.ones((1, 6), bool), lambda frame, view: "a.jpg", "s")
+    assert ann.visible[0].tolist() == [True, True, False, False, False, False] and (ann.conf == 1).all()
 
 
 # --- recorded results

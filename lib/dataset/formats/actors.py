@@ -210,7 +210,7 @@ def _detected(layout: Layout, root: Path, split: str, cameras: Cameras) -> Annot
     person = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
     pictures = (root / os.path.dirname(layout.image_name(0, 0))).is_dir()
     size = np.array(layout.size)
-    inside = ((joints[..., :2] >= -0.5) & (joints[..., :2] <= size - 0.5)).all(-1)
+    inside = ((joints[..., :2] >= 0) & (joints[..., :2] <= size - 1)).all(-1)
     columns = {
         "sequence": np.zeros(len(rows)),
         "frame": frame,

@@ -25,7 +25,8 @@ def observed(
     """One sequence in which every camera sees everyone: rows by frame, then view, then person.
 
     2D joints are the exact projections. `conf` is 1 where a joint is known in 3D and in front of the camera, `visible` where it is in the
-    picture besides; boxes are those of the visible joints.
+    picture besides, between the middles of its outermost pixels (0 to width - 1, as VoxelPose's tables have it); boxes are those of the
+    visible joints.
     """
     order = np.lexsort([person, frame])
     frame, person, X, valid = frame[order], person[order], X_world[order], X_valid[order]
@@ -35,7 +36,7 @@ def observed(
     points = torch.from_numpy(np.where(valid[..., None], X, 0.0).astype(np.float64))
     X_cam = rig.to_cam(points)  # (V,P,J,3)
     pixels = rig.project_cam(X_cam)
-    inside = rig.sees(X_cam, pixels).numpy()
+    inside = rig.sees(X_cam, pixels, -0.5).numpy()
     front = X_cam[..., 2].numpy() > 0
     p, v = (index.ravel() for index in np.meshgrid(np.arange(people), np.arange(views), indexing="ij"))
     rows = np.lexsort([p, v, instant[p]])
