@@ -300,6 +300,9 @@ TREE = Group("", {
         "SCENES": Key(3000, "Scenes of an epoch, where they are made up from poses (TASK scenes).", at_least(1)),
         "START": Key("random", "Weights that the 3D networks start from: small and random as in VoxelPose, or such that their scores are "
                      "the volume they are given (that of poses, and that of roots with VOXEL.ROOT_HEATMAP).", choices=("random", "input")),
+        "NEW_JOINTS": Key("mean", "Heatmaps of joints that those of MODEL.PRETRAINED lack, such as the neck in COCO's: the mean of the "
+                          "joints that it lies between, or one of them, as SelfPose3d's release starts from COCO (reference).",
+                          choices=("mean", "reference")),
         "SCALED_SIGMA": Key(False, "Draw the blobs of large people larger, as VoxelPose does."),
         "PARTS": Key(["root_net", "pose_net"], "Networks that are trained: backbone, root_net, pose_net; the others stay as they are, and "
                      "where nothing needs them they are not run. In selfpose3d SSL.STAGE says it.",

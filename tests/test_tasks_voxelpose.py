@@ -82,6 +82,19 @@ def test_the_first_stage_leaves_the_backbone_alone_to_the_next(settings, tmp_pat
         assert torch.equal(value, state[name] if name.startswith("backbone.") else other.model.state_dict()[name]), name
 
 
+def test_joints_that_the_first_weights_lack_are_made_as_asked(settings, tmp_path):
+    seventeen = {"DATASET.SKELETON": "coco17", "MODEL.NUM_JOINTS": 17}
+    coco = task_of(settings, **{"VOXEL.PARTS": ["backbone"]} | seventeen).model.backbone.state_dict()
+    with torch.no_grad():
+        coco["final_layer.bias"] += torch.arange(17)
+    torch.save(coco, tmp_path / "coco.pth")
+    start = {"VOXEL.PARTS": ["backbone"], "MODEL.PRETRAINED": str(tmp_path / "coco.pth")}
+    mean, published = (
+        task_of(settings, **start | {"VOXEL.NEW_JOINTS": rule}).model.backbone.final_layer.bias for rule in ("mean", "reference")
+    )
+    assert mean[:3].tolist() == [5.5, 0, 11.5] and published[:3].tolist() == [5, 0, 11] and torch.equal(mean[3:], published[3:])
+
+
 def test_a_joint_that_no_one_shows_in_the_network_s_input_does_not_count(settings):
     """Labels reach beyond the picture and its input; a map counts where its joint is drawn, at least once."""
     task = task_of(settings, **{"VOXEL.PARTS": ["backbone"]})
@@ -107,11 +120,11 @@ def test_places_alone_are_judged_as_places(settings):
     assert task_of(settings, **{"VOXEL.PARTS": ["backbone", "root_net"]}).key_metric[0] == "root_map_percent"
     assert task_of(settings).key_metric[0] == "map_percent"
     task = task_of(settings, **KEYPOINTS | {"VOXEL.PARTS": ["root_net"], "VOXEL.THRESHOLD": 0.0})
-    data = task.eval_data()["valid"]
-    batch = data.__getitems__([0, 1])
+    samples = task.eval_data()["valid"]
+    batch = samples.__getitems__([0, 1])
     there = batch["X_valid"].any(-1)
     far = {"X_world": batch["X_world"] + 900.0, "score": torch.ones(there.shape), "found": there}
-    evaluator = task.evaluator(data)
+    evaluator = task.evaluator(samples)
     evaluator.update(far | {"centers": batch["X_world"][:, :, task.roots].mean(2)}, batch)
     metrics = evaluator.compute().metrics
     assert metrics["root_map_percent"] == pytest.approx(100) and metrics["map_percent"] == 0

@@ -718,6 +718,9 @@ def test_initialise_takes_the_parts_that_a_file_has(tmp_path, caplog):
             wanted = {f"backbone.{key}": value for key, value in backbone_state(coco, "panoptic15").items()}
         for key, value in target.state_dict().items():
             assert torch.equal(value, (wanted if key.split(".")[0] in parts else before)[key]), key
+    torch.save(coco, path)
+    initialise(target, section(PRETRAINED=str(path)), "panoptic15", rule="reference")
+    assert equal(target.backbone.state_dict(), backbone_state(coco, "panoptic15", rule="reference"))
     torch.save({key: torch.zeros(2) for key in KEYS["refiner"]}, path)
     with pytest.raises(WeightsError, match="looks like a refiner.*none of the parts of the model .backbone, pose_net, root_net"):
         initialise(target, section(PRETRAINED=str(path)), "panoptic15")

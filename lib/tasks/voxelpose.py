@@ -82,7 +82,7 @@ class VoxelPoseTask(Task):
             in_space=self.in_space,
         )
         if self.from_images or cfg.MODEL.PRETRAINED:  # ImageNet's weights are for the 2D network
-            initialise(self.model if cfg.MODEL.PRETRAINED else self.model.backbone, cfg, self.skeleton)
+            initialise(self.model if cfg.MODEL.PRETRAINED else self.model.backbone, cfg, self.skeleton, v.NEW_JOINTS)
         if cfg.CHANNELS_LAST and self.from_images:
             self.model.backbone.to(memory_format=torch.channels_last)
         self.model.freeze(*(part for part, module in self.model.named_children() if part not in self.parts))

@@ -179,10 +179,10 @@ def load_backbone(
     return load_into(backbone, replace(checkpoint, state_dict=state), strict=kind_of(state) != "resnet")
 
 
-def start_parts(model: nn.Module, checkpoint: Checkpoint, skeleton: str) -> dict[str, LoadReport]:
+def start_parts(model: nn.Module, checkpoint: Checkpoint, skeleton: str, rule: str = "mean") -> dict[str, LoadReport]:
     """Start weights of a VoxelPose or SelfPose3d network: each part that both it and the file have, others stay as they are.
 
-    The backbone may be of another skeleton (`load_backbone`), the other parts must fit.
+    The backbone may be of another skeleton (`load_backbone`, also for `rule`), the other parts must fit.
 
     Raises:
         WeightsError: no part in common, or one that does not fit. The model may then have other parts already.
@@ -196,17 +196,18 @@ def start_parts(model: nn.Module, checkpoint: Checkpoint, skeleton: str) -> dict
     others = [part for part in common if part != "backbone"]
     reports = load_parts(model, checkpoint, others) if others else {}
     if "backbone" in common:
-        reports["backbone"] = load_backbone(model.get_submodule("backbone"), checkpoint, skeleton)
+        reports["backbone"] = load_backbone(model.get_submodule("backbone"), checkpoint, skeleton, rule=rule)
     return reports
 
 
-def initialise(model: nn.Module, cfg: Any, skeleton: str = "") -> None:
+def initialise(model: nn.Module, cfg: Any, skeleton: str = "", rule: str = "mean") -> None:
     """Start weights as the MODEL section asks: PRETRAINED, else ImageNet (INIT_WEIGHTS), else fresh; logged.
 
     Args:
         cfg: the whole configuration; reads MODEL.
         skeleton: joints of the model's output; a head trained for another skeleton is left out, even of equal size. A network of
             VoxelPose's parts takes those that the file has, see `start_parts`.
+        rule: what makes heatmaps of joints that the file's lack, see `lib.weights.voxelpose.backbone_state`.
 
     Raises:
         WeightsError: MODEL.PRETRAINED or MODEL.INIT_FILE cannot be read or does not fit.
@@ -215,7 +216,7 @@ def initialise(model: nn.Module, cfg: Any, skeleton: str = "") -> None:
     if section.PRETRAINED:
         checkpoint = read(section.PRETRAINED)
         if {"backbone", "root_net"} & dict(model.named_children()).keys():
-            for part, report in start_parts(model, checkpoint, skeleton).items():
+            for part, report in start_parts(model, checkpoint, skeleton, rule).items():
                 log.info("weights: %s: %s: %s", section.PRETRAINED, part, report.summary())
         else:
             report = load_into(model, _without_foreign_head(_as_trunk(checkpoint, model), skeleton), inflate=section.INFLATE)
