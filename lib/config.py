@@ -80,6 +80,8 @@ TREE = Group("", {
         "MPII_ORDER": Key(False, "Learn and judge the 16 joints of MPII, whatever the files hold; short for SKELETON mpii16."),
         "SUBJECTS": Key([], "Names of the subjects that are trained on; empty = all of TRAIN_SET.", of=str),
         "VIEWS": Key([], "Indices of the cameras that are used; empty = all.", CAMERAS),
+        "ALLOW_MISSING": Key(False, "Keep instants of whole frames that lack a view, which is then black and shows nobody (TASK voxelpose, "
+                             "selfpose3d); false = leave them out, and count them in the report."),
         "OPTIONS": Key({}, "Further arguments of the format's `read` function, by name; unknown ones are an error."),
         "DEPTH_RANGE": Key(2000.0, "Millimetres that the depth bins span, centred on the root joint.", POSITIVE),
         "BOX_SCALE": Key(1.0, "Factor on each person's box, widened to the shape of MODEL.IMAGE_SIZE, before it is cropped.", POSITIVE),

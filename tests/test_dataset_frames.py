@@ -188,6 +188,9 @@ def test_an_instant_without_a_view_is_left_out_or_masked(scene, caplog):
     assert batch["n_people"].tolist() == [3, 3]
     shown = transform_points(batch["patch_from_img"][1, 2], torch.tensor([[0.0, 0], [4000, 4000]]))
     assert (shown < -1000).all()  # a voxel cannot see it, wherever the camera's stand-in is
+    everywhere = 5000 * torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    assert not batch["camera"][1, 2].in_view(everywhere).any() and batch["camera"][0, 2].in_view(everywhere).any()
+    assert data.left_out == 0 and FrameSamples(some, root, SPEC).left_out == 1
     rest = ann.select(np.where(ann.view == 2, ann.sequence == 0, ann.sequence == 1))
     with pytest.raises(DataError, match=r"none of 6 instants.*0: 3, 1: 3, 2: 3, 3: 3"):
         FrameSamples(rest, root, SPEC)

@@ -8,7 +8,7 @@ from lib.config import defaults
 from lib.engine import commands, run_dir
 from lib.errors import ConfigError
 from lib.metrics.peaks import peak_hits
-from lib.tasks import Step, build
+from lib.tasks import Step, build, data
 from lib.tasks.restore import restore
 from lib.tasks.voxelpose import VoxelPoseTask
 
@@ -93,6 +93,41 @@ def test_joints_that_the_first_weights_lack_are_made_as_asked(settings, tmp_path
         task_of(settings, **start | {"VOXEL.NEW_JOINTS": rule}).model.backbone.final_layer.bias for rule in ("mean", "reference")
     )
     assert mean[:3].tolist() == [5.5, 0, 11.5] and published[:3].tolist() == [5, 0, 11] and torch.equal(mean[3:], published[3:])
+
+
+@pytest.mark.parametrize("rule", ["exact", "reference"])
+def test_an_instant_may_lack_a_view(settings, monkeypatch, rule):
+    """What is predicted and how it is judged is then as if the rig had no such camera."""
+    own = {"VOXEL.RULE": rule, "VOXEL.THRESHOLD": 0.0, "VOXEL.PERSON_CUBES": [4, 4, 4], "VOXEL.CUBES": [8, 8, 4]}
+    fewer = task_of(settings, **own | {"DATASET.VIEWS": [0, 1, 2, 3]})
+    expected = fewer.eval_data()["valid"]
+    whole = data.annotations(fewer.cfg.with_values({"DATASET.VIEWS": []}), "valid")
+    first = (whole.sequence == expected.instants[0, 0]) & (whole.frame == expected.instants[0, 1])
+    monkeypatch.setattr(data, "annotations", lambda *args: whole.select((whole.view < 4) | ~first))
+    task = task_of(settings, **own | {"DATASET.ALLOW_MISSING": True})
+    samples = task.eval_data()["valid"]
+    left_out = task_of(settings, **own).eval_data()["valid"]
+    assert len(samples) == len(expected) == 2 and len(left_out) == 1
+    reports = []
+    for t, s in ((task, samples), (fewer, expected)):
+        batch = s.__getitems__([0])
+        with torch.no_grad():
+            pred = t.eval().predict(batch)
+        evaluator = t.evaluator(s)
+        evaluator.update(pred | {"X_world": batch["X_world"], "found": batch["X_valid"].any(-1)}, batch)
+        reports.append((pred, evaluator.compute()))
+    (one, report), (other, same) = reports
+    torch.testing.assert_close(one["score"], other["score"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one["X_world"], other["X_world"], atol=0.5, rtol=0)
+    assert report.metrics["reprojection_percent"] == pytest.approx(same.metrics["reprojection_percent"], abs=1e-4)
+    assert report.counts["instants_left_out"] == 0
+    evaluator = task.evaluator(left_out)
+    batch = left_out.__getitems__([0])
+    with torch.no_grad():
+        evaluator.update(task.predict(batch), batch)
+    assert evaluator.compute().counts["instants_left_out"] == 1
+    losses = task.train()({"train": samples.__getitems__([0, 1])}, Step(0, 0, 0.0))
+    assert losses["total"].isfinite()
 
 
 def test_a_joint_that_no_one_shows_in_the_network_s_input_does_not_count(settings):

@@ -41,8 +41,8 @@ class FrameSamples(Keyed):
     (B,A+1). Without, it comes once, augmented if `augment` is given.
 
     A frame without anybody is known by a row whose confidences are all 0 and whose pose is -1: it brings image and camera. Images of
-    views may differ in size. A view that is not there (`allow_missing`) has a black image, no joint and an affine that maps everything
-    out of sight.
+    views may differ in size. A view that is not there (`allow_missing`) has a black image, no joint, and a camera and an affine that map
+    everything out of sight.
     """
 
     def __init__(
@@ -110,9 +110,10 @@ class FrameSamples(Keyed):
                 f"frame samples: {lacking} of {int(chosen.sum())} observations have no camera, expected a calibrated one for each; drop "
                 "them with ann.select, or calibrate the cameras"
             )
-        # The last row is the camera of a view that is not there; see also AWAY.
-        eye = torch.eye(3, dtype=torch.float64)
-        self.cameras = Cameras.cat([ann.cameras, Cameras.make(eye[None], eye[None], torch.zeros(1, 3, dtype=torch.float64))])
+        # The last row is the camera of a view that is not there: its one pixel shows nothing of the world; see also AWAY.
+        eye, pixel = torch.eye(3, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+        blind = eye + torch.tensor([[0, 0, -AWAY], [0, 0, -AWAY], [0, 0, 0]], dtype=torch.float64)
+        self.cameras = Cameras.cat([ann.cameras, Cameras.make(blind[None], eye[None], 0 * eye[:1], size=pixel)])
         self._size = self.cameras.size.numpy().copy()  # (C + 1, 2) px; unknown ones are looked up in the first image
         used = np.unique(ann.camera[chosen])
         unknown = used[(self._size[used] <= 0).any(1)]
@@ -193,13 +194,14 @@ class FrameSamples(Keyed):
             )
 
         keep = there.any(1) if allow_missing else there.all(1)
-        if not keep.all():
-            log.info("left out %d of %d instants that lack a view of %s", int((~keep).sum()), count, self.views)
+        self.left_out = int((~keep).sum())  # instants
+        if self.left_out:
+            log.info("left out %d of %d instants that lack a view of %s", self.left_out, count, self.views)
         if not keep.any():
             kept = ", ".join(f"{v}: {n}" for v, n in zip(self.views, there.sum(0).tolist(), strict=True))
             raise DataError(
                 f"frame samples: none of {count} instants is seen by all of the views {self.views} (instants per view: {kept}); set "
-                "DATASET.VIEWS to views that see the same instants, or allow missing views"
+                "DATASET.VIEWS to views that see the same instants, or DATASET.ALLOW_MISSING true"
             )
         first_rows = order[starts[:-1]][keep]
         self.instants = np.stack([ann.sequence[first_rows], ann.frame[first_rows]], 1)

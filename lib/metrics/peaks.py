@@ -1,5 +1,8 @@
 """2D heatmaps of several people: whether their peaks are where the joints are, without anybody's identity."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,11 +35,23 @@ def peak_hits(hm: Tensor, x_hm: Tensor, valid: Tensor, threshold: float, radius:
 
 
 class PeakEvaluator(RowEvaluator):
-    """Precision, recall and F1 of heatmap peaks, over all joints and by joint, in percent."""
+    """Precision, recall and F1 of heatmap peaks, over all joints and by joint, in percent.
 
-    def __init__(self, skeleton: Skeleton | str, threshold: float, radius: int):
+    Args:
+        protocol: what else the report should say about how the maps came about.
+        counts: what else it should count.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        threshold: float,
+        radius: int,
+        protocol: Mapping[str, Any] | None = None,
+        counts: Mapping[str, int] | None = None,
+    ):
         super().__init__(skeleton)
-        self.threshold, self.radius = threshold, radius
+        self.threshold, self.radius, self.protocol, self.counts = threshold, radius, dict(protocol or {}), dict(counts or {})
 
     def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
         """pred `peaks` (B,J,4) of `peak_hits`, summed over the views; batch `id` (B,)."""
@@ -54,8 +69,10 @@ class PeakEvaluator(RowEvaluator):
             metrics={name: value for name, value in metrics.items() if value == value},
             per_joint={name: self._per_joint(value[None]) for name, value in zip(names, by_joint, strict=True)},
             per_action={},
-            counts={"instants": len(rows["id"]), "joints": int(hits[:, 1].sum())},
-            protocol={"peak_threshold": self.threshold, "peak_radius_cells": self.radius, "skeleton": self.skeleton.name},
+            counts={"instants": len(rows["id"]), "joints": int(hits[:, 1].sum()), **self.counts},
+            protocol={
+                "peak_threshold": self.threshold, "peak_radius_cells": self.radius, "skeleton": self.skeleton.name, **self.protocol,
+            },
         )
 
 

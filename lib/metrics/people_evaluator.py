@@ -67,6 +67,7 @@ class PeopleEvaluator(PeopleRows):
         rule: "exact", or "reference" for the released evaluation of VoxelPose: empty frames do not count, and 1e-5 is added to
             the denominators of precision and recall.
         protocol: what else the report should say about how the poses came about.
+        counts: what else it should count.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class PeopleEvaluator(PeopleRows):
         count_empty_frames: bool | None = None,
         rule: str = "exact",
         protocol: Mapping[str, Any] | None = None,
+        counts: Mapping[str, int] | None = None,
     ):
         super().__init__(skeleton, sequences)
         resolve(dict.fromkeys(people.RULES), rule, key="people evaluator rule")
-        self.rule, self.protocol = rule, dict(protocol or {})
+        self.rule, self.protocol, self.counts = rule, dict(protocol or {}), dict(counts or {})
         self.count_empty_frames = rule == "exact" if count_empty_frames is None else count_empty_frames
         root = root or self.skeleton.root
         self.root = self.skeleton.indices((root,) if isinstance(root, str) else root)
@@ -118,7 +120,7 @@ class PeopleEvaluator(PeopleRows):
         """All numbers over all rows."""
         rows = self._sorted_rows()
         metrics, per_joint, per_action = {}, {}, {}
-        counts = {"frames": len(rows["id"]), "predictions": int(rows["found"].sum())}
+        counts = {"frames": len(rows["id"]), "predictions": int(rows["found"].sum()), **self.counts}
         if "gt" in rows:
             X, gt, valid = people.fill_joints(rows["X"], rows["valid"]), rows["gt"], rows["gt_valid"]
             distance = people.person_distances(X, gt, valid)

@@ -135,10 +135,11 @@ class VoxelPoseTask(Task):
         cfg = self.cfg
         samples = FrameSamples(
             ann, cfg.DATASET.ROOT, self.image_spec, cfg.DATASET.VIEWS or None, cfg.VOXEL.MAX_PEOPLE, augment,
-            images=self.from_images, seed=cfg.SEED, **options,
+            images=self.from_images, seed=cfg.SEED, allow_missing=cfg.DATASET.ALLOW_MISSING, **options,
         )  # fmt: skip
         if not self.space_known and self.in_space:
-            self.set_space(*space_from_cameras(samples.cameras[torch.from_numpy(samples.camera[0]).long()]))
+            fullest = samples.camera[(samples.camera >= 0).sum(1).argmax()]
+            self.set_space(*space_from_cameras(samples.cameras[torch.from_numpy(fullest[fullest >= 0]).long()]))
         return samples
 
     def set_space(self, size, center) -> None:
@@ -256,15 +257,16 @@ class VoxelPoseTask(Task):
         return hits.unflatten(0, hm.shape[:2]).sum(1)
 
     def evaluator(self, dataset: FrameSamples) -> RowEvaluator:
+        counts = {"instants_left_out": dataset.left_out}
         if not self.in_space:
-            return PeakEvaluator(self.skeleton, self.cfg.VOXEL.THRESHOLD, PEAK_RADIUS)
+            return PeakEvaluator(self.skeleton, self.cfg.VOXEL.THRESHOLD, PEAK_RADIUS, {"views": dataset.views}, counts)
         ann, skeleton = dataset.ann, get(self.skeleton)
         names = [b" ".join((ann.subjects[s], ann.actions[s])).decode().strip() for s in dataset.instants[:, 0]]
         space = self.model.root_net.space
         protocol = {"views": dataset.views, "space_mm": [list(space.size), list(space.center)], "voxels": list(space.shape)}
         return PeopleEvaluator(
             self.skeleton, names, [skeleton.joints[j] for j in self.roots], protocol=protocol,
-            rule="reference" if self.cfg.VOXEL.RULE == "reference" else "exact",
+            rule="reference" if self.cfg.VOXEL.RULE == "reference" else "exact", counts=counts,
         )  # fmt: skip
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int) -> dict[str, np.ndarray]:
