@@ -323,6 +323,11 @@ TREE = Group("", {
         "VALID_LABELS": Key("", "File of 2D pseudo labels of DATASET.TEST_SET, named likewise, by which models are judged and chosen; "
                             "empty = the 2D side of DATASET.TEST_SET."),
         "TRAIN_BACKBONE": Key(True, "Train the 2D network along with that of poses."),
+        "FULL_VIEWS": Key(1, "Views, the fullest, in which an augmentation must keep everybody in sight, or another frame is drawn; 0 = "
+                          "take every frame as it comes.", at_least(0)),
+        "DRAWN_WITHIN": Key([], "How far within the space places are drawn: mm added to its lower and upper limits along x, y and z; empty "
+                            "= the shares of its sides that 2500 -2000 1500 -1500 250 -300 are of the published 8 x 8 x 2 m.",
+                            Check(lambda v: len(v) in (0, 6), "six lengths in mm, or []"), of=float),
         "COLORS": Key(2, "Colour operations drawn for each augmented view, each done every second time; 0 = none.", at_least(0)),
         "CUTS": Key([2, 16], "Fewest rectangles cut out of an augmented view, and the first number that is too large; 0 0 = none.",
                     Check(lambda v: len(v) == 2 and (0 <= v[0] < v[1] or v == [0, 0]), "two rising numbers, or 0 0")),

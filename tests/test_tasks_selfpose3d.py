@@ -11,6 +11,7 @@ from lib.dataset.formats import pseudo_labels
 from lib.engine import commands, run_dir
 from lib.errors import ConfigError, DataError
 from lib.geometry.crop import transform_points
+from lib.geometry.voxel_targets import draw_roots
 from lib.models.voxelpose import Proposals
 from lib.tasks import Step, build, data
 from lib.tasks.restore import restore
@@ -152,6 +153,29 @@ def test_true_poses_fit_the_labels_of_every_augmentation(settings):
     off = losses_of(task, batch)
     assert exact["joints"] < 2e-3 and off["joints"] > 5 * exact["joints"]
     assert off["projected"] > 3 * exact["projected"]
+
+
+def test_places_are_drawn_within_what_is_asked(settings, monkeypatch):
+    drawn = []
+
+    def kept(*args, **kwargs):
+        drawn.append(draw_roots(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr("lib.tasks.selfpose3d.draw_roots", kept)
+    own = {"VOXEL.HEATMAPS": "keypoints", "SSL.DRAWN_WITHIN": [5000, 0, 0, -5000, 900, -1000]}  # of 5120 x 5120 x 2000 around 0, 0, 900
+    task = task_of(settings, "root", **own)
+    losses_of(task, batch_of(task))
+    x = drawn[0][0][drawn[0][1]]
+    assert (x[:, 0] >= 2440).all() and (x[:, 1] <= -2440).all() and (abs(x[:, 2] - 850) < 400).all()
+    task = task_of(settings, "root", **own | {"SSL.DRAWN_WITHIN": []})
+    losses_of(task, batch_of(task))
+    assert (drawn[1][0][drawn[1][1]][:, 0] < 2440).all()  # the published shares
+
+
+def test_how_many_views_must_keep_everybody_is_asked(settings):
+    for views in (0, 1, 3):
+        assert task_of(settings, "pose", **{"SSL.FULL_VIEWS": views}).train_data()["train"].keep_people == views
 
 
 def test_under_the_published_rule_absent_people_are_matched_with_nobody(settings, monkeypatch):

@@ -23,7 +23,6 @@ from lib.tasks.base import Step
 from lib.tasks.voxelpose import VoxelPoseTask
 
 AUGMENTED = 2  # augmentations of each frame; the plain frame comes after them
-FULL_VIEWS = 1  # in so many views an augmentation keeps everybody in sight
 
 
 class SelfPose3dTask(VoxelPoseTask):
@@ -75,7 +74,7 @@ class SelfPose3dTask(VoxelPoseTask):
         if ssl.STAGE == "backbone":
             return {"train": self.frames(self.labels(), self.augmentation())}
         augment = self.augmentation(color_ops=ssl.COLORS, cuts=tuple(ssl.CUTS))
-        return {"train": self.frames(self.labels(), augment, n_augment=AUGMENTED, keep_people=FULL_VIEWS, roots=self.roots)}
+        return {"train": self.frames(self.labels(), augment, n_augment=AUGMENTED, keep_people=ssl.FULL_VIEWS, roots=self.roots)}
 
     def labels(self) -> Annotations:
         """2D people without identities and 3D poses: pseudo labels, or what the annotations have of that."""
@@ -137,7 +136,7 @@ class SelfPose3dTask(VoxelPoseTask):
         camera = batch["camera"][torch.arange(samples, device=hm.device).repeat(copies)]
         volume = net.volume(net.select(hm.flatten(0, 1)), camera, affines).unflatten(0, lead)
 
-        roots, there = draw_roots(copies * samples, space.size, space.center, self.cfg.VOXEL.MAX_PEOPLE, fitting_margins(space.size))
+        roots, there = draw_roots(copies * samples, space.size, space.center, self.cfg.VOXEL.MAX_PEOPLE, self._margins(space.size))
         roots, there = roots.to(affines), there.to(hm.device)
         seen = root_heatmaps(roots, there, camera, affines, (hm.shape[-1], hm.shape[-2]), self.cfg.LOSS.SIGMA, rule=self.cfg.VOXEL.RULE)
         target = root_volume(roots, there, space.size, space.center, space.shape, self.cfg.VOXEL.ROOT_SIGMA_MM)
@@ -146,6 +145,11 @@ class SelfPose3dTask(VoxelPoseTask):
             "drawn_roots": drawn_roots_loss(drawn.unflatten(0, lead), target.unflatten(0, lead)),
             "consistency": root_consistency_loss(volume[:-1], volume[-1]),
         }
+
+    def _margins(self, size) -> tuple[tuple[float, float], ...]:
+        """How far within the space places are drawn, along x, y and z.   size (3,) mm -> three (low, high) mm"""
+        asked = self.cfg.SSL.DRAWN_WITHIN
+        return tuple(zip(asked[::2], asked[1::2], strict=True)) if asked else fitting_margins(size)
 
     def _pose_losses(self, hm: Tensor, hm_from_img: Tensor, batch: dict, sides: dict, step: Step) -> dict[str, Tensor]:
         """hm (A+1,B,V,J,h,w), hm_from_img (A+1,B,V,2,3); `sides`: see `_sides`
