@@ -154,7 +154,8 @@ def crowd(tmp_path_factory):
 @pytest.mark.parametrize("path", [*PEOPLE, *PANOPTIC], ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_each_experiment_with_several_people_makes_a_step_and_is_judged(crowd, tmp_path, path):
     cfg = load(path)
-    unlabelled = {"SSL.LABELS": "", "VOXEL.MAX_PEOPLE": 4} if cfg.TASK == "selfpose3d" else {}  # no pseudo labels of this world
+    no_files = {"SSL.LABELS": "", "SSL.VALID_LABELS": ""}  # of pseudo labels, in this world
+    unlabelled = no_files | {"VOXEL.MAX_PEOPLE": 4} if cfg.TASK == "selfpose3d" else {}
     settings = crowd if cfg.TASK != "integral" else {name: value for name, value in crowd.items() if not name.startswith("VOXEL.")}
     cfg = cfg.with_values(settings | unlabelled | {"MODEL.PRETRAINED": "", "OUTPUT_DIR": str(tmp_path)})
     commands.train(cfg)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib.config import defaults
+from lib.dataset.annotations import unmatched
 from lib.dataset.formats import pseudo_labels
 from lib.engine import commands, run_dir
 from lib.errors import ConfigError, DataError
@@ -176,6 +177,16 @@ def test_places_are_drawn_within_what_is_asked(settings, monkeypatch):
 def test_how_many_views_must_keep_everybody_is_asked(settings):
     for views in (0, 1, 3):
         assert task_of(settings, "pose", **{"SSL.FULL_VIEWS": views}).train_data()["train"].keep_people == views
+
+
+@pytest.mark.parametrize("stage", ["backbone", "pose"])
+def test_the_report_says_what_it_is_judged_by(settings, stage):
+    task = task_of(settings, stage)
+    samples = task.eval_data()["valid"]
+    assert task.evaluator(samples).protocol["judged_by"] == "the 2D side of its 3D truth in valid"
+    pseudo_labels.write(unmatched(data.annotations(task.cfg, "valid")), settings["DATASET.ROOT"], f"group_valid_{stage}")
+    task = task_of(settings, stage, **{"SSL.VALID_LABELS": f"group_valid_{stage}"})
+    assert task.evaluator(task.eval_data()["valid"]).protocol["judged_by"] == f"group_valid_{stage}"
 
 
 def test_under_the_published_rule_absent_people_are_matched_with_nobody(settings, monkeypatch):

@@ -28,8 +28,9 @@ AUGMENTED = 2  # augmentations of each frame; the plain frame comes after them
 class SelfPose3dTask(VoxelPoseTask):
     """Whole frames of all views to the people in them, learned from 2D labels alone.
 
-    A model is chosen by how well its people, projected, agree with the 2D people of the evaluated frames, which needs no 3D truth
-    either; where those frames have one, errors in mm are reported beside it.
+    A model is chosen by how well its people, projected, agree with the 2D people of the evaluated frames. These are the pseudo labels of
+    SSL.VALID_LABELS; without any they are the 2D side of DATASET.TEST_SET, which on annotated sets such as CMU Panoptic is the 3D truth,
+    projected. `judged_by` in the report's protocol says which. Where there is a 3D truth, errors in mm are reported beside it.
     """
 
     sections = (*VoxelPoseTask.sections, "SSL")
@@ -219,8 +220,8 @@ class SelfPose3dTask(VoxelPoseTask):
         return {} if self.cfg.SSL.STAGE == "root" else super().figures(batch, pred, limit)
 
     def evaluator(self, dataset: FrameSamples):
-        evaluator = super().evaluator(dataset)
-        if self.in_space:
-            evaluator.protocol |= {"supervision": "2D labels, people not matched between views", "stage": self.cfg.SSL.STAGE}
-            evaluator.protocol |= {"judged_by": self.cfg.SSL.VALID_LABELS or f"the 2D people of {self.cfg.DATASET.TEST_SET}"}
+        evaluator, ssl = super().evaluator(dataset), self.cfg.SSL
+        side = "the 2D side of its 3D truth" if len(dataset.ann.X_world) else "the 2D people"
+        judged_by = ssl.VALID_LABELS or f"{side} in {self.cfg.DATASET.TEST_SET}"
+        evaluator.protocol |= {"supervision": "2D labels, people not matched between views", "stage": ssl.STAGE, "judged_by": judged_by}
         return evaluator
