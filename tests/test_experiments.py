@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lib.config import load
-from lib.dataset.formats import campus, keypoints_npz, shelf
+from lib.dataset.formats import campus, keypoints_npz, panoptic, shelf
 from lib.engine import commands, run_dir
 from lib.synthetic.world import World
+from lib.tasks import pseudo
 from lib.tasks.prepare import prepare_labels
 from lib.tasks.world import ensure_motion
 from scripts import demo
@@ -166,6 +167,17 @@ def test_each_experiment_with_several_people_makes_a_step_and_is_judged(crowd, t
         alone = "backbone" in cfg.VOXEL.PARTS if cfg.TASK == "voxelpose" else cfg.SSL.STAGE == "backbone"
         expected = "peak_recall_percent" if alone else "map_percent" if cfg.TASK == "voxelpose" else "reprojection_percent"
     assert results["step"] == 1 and expected in results["metrics"]
+
+
+def test_panoptic_s_experiments_learn_and_are_judged_as_their_papers_say(tmp_path):
+    """VoxelPose on its ten sequences; SelfPose3d on nine, chosen by the labels that prepare.py makes of the evaluated frames."""
+    for cfg in map(load, PANOPTIC):
+        ours = cfg.TASK == "selfpose3d"
+        sequences = panoptic.LISTS[cfg.DATASET.TRAIN_SET]
+        assert len(sequences) == (9 if ours else 10) and ("160906_band3" in sequences) != ours
+        if ours:
+            name, path = pseudo.target(tmp_path, cfg.DATASET.TEST_SET, "", "soft", "npz")
+            assert cfg.SSL.VALID_LABELS == name == path.stem and name not in cfg.SSL.LABELS
 
 
 @pytest.fixture(scope="module")
