@@ -180,6 +180,16 @@ def test_panoptic_s_experiments_learn_and_are_judged_as_their_papers_say(tmp_pat
             assert cfg.SSL.VALID_LABELS == name == path.stem and name not in cfg.SSL.LABELS
 
 
+def test_every_part_of_selfpose3d_learns_on_the_embedded_world():
+    stages = {}
+    for path in PEOPLE:
+        if (cfg := load(path)).TASK == "selfpose3d":
+            stages.setdefault(cfg.SSL.STAGE, []).append(cfg.SSL)
+    assert set(stages) == {"backbone", "root", "pose", "finetune"}
+    for stage in ("pose", "finetune"):
+        assert any(ssl.ATTENTION and ssl.TRAIN_BACKBONE for ssl in stages[stage])
+
+
 @pytest.fixture(scope="module")
 def actors_trees(tmp_path_factory):
     """Folders of the embedded world in the layouts of Shelf and Campus, without pictures."""
