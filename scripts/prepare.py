@@ -108,6 +108,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         rig.add_argument("--split", default="valid", help="frames for --associate: valid, train, all (default %(default)s)")
         rule = "blended" if name == "shelf" else "plain"
         rig.add_argument("--head-rule", choices=("plain", "blended"), default=rule, help="for --associate (default %(default)s)")
+        what = "for --associate: frames that the detections do not name, nobody is detected there, or leave them out (default %(default)s)"
+        rig.add_argument("--missing", choices=("empty", "skip"), default="empty", help=what)
 
     own = commands.add_parser("custom", help="an own rig: frames of its videos, and what is there")
     own.add_argument("--root", required=True, help="folder as lib/dataset/formats/custom.py describes it")
@@ -338,7 +340,7 @@ def actors(args: argparse.Namespace) -> int:
     if args.associate:
         from lib.tasks.association import judge
 
-        print(judge(args.command, args.root, args.split, args.head_rule).table())
+        print(judge(args.command, args.root, args.split, args.head_rule, missing=args.missing).table())
     return check(argparse.Namespace(dataset=args.command, root=args.root, split=None))
 
 

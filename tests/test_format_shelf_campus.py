@@ -92,7 +92,7 @@ def test_shelf_records_are_those_recorded(samples, tmp_path):
     assert len(np.unique(ann.image)) == case["n_records"] and [ann.image_path(r) for r in (0, 1)] == case["images"]
     np.testing.assert_allclose(ann.x_img[:2], g["shelf_parse/joints_2d_first"], atol=1e-3)
     np.testing.assert_array_equal(ann.visible[:2], g["shelf_parse/vis2d_first"][..., 0])
-    found = load("shelf", tmp_path, "all", {"labels": "detections"})
+    found = load("shelf", tmp_path, "all", {"labels": "detections", "missing": "skip"})  # a file that was cut to one frame
     assert np.bincount(found.view)[:2].tolist() == case["n_pred2d"] and len(found) == 19 and found.skeleton == "coco17"
     raw = pickle.loads((samples / "shelf/pred_shelf_maskrcnn_hrnet_coco.pkl").read_bytes())
     np.testing.assert_allclose(found.x_img[0], raw["0_0"][0]["pred"][:, :2], atol=1e-4)
@@ -102,6 +102,20 @@ def test_shelf_records_are_those_recorded(samples, tmp_path):
 def test_empty_detections_are_survived(samples):
     ann = load("campus", samples / "campus", "all", {"labels": "detections"})
     assert (ann.person == -1).all() and not ann.conf.any() and np.unique(ann.view).tolist() == [0, 1, 2]
+
+
+def test_frames_that_the_detections_do_not_name_show_nobody(samples, tmp_path):
+    """The recorded file names one frame of three; the others are annotated, so nobody was found there."""
+    X = golden("selfpose3d", "datasets")["shelf_parse/joints_3d_first"][0]
+    scipy.io.savemat(tmp_path / "actorsGT.mat", {"actor3D": wrapped(cell([cell([X / 1000] * 3)], (1, 1)), 1)})
+    for name in ("calibration_shelf.json", "pred_shelf_maskrcnn_hrnet_coco.pkl"):
+        (tmp_path / name).write_bytes((samples / "shelf" / name).read_bytes())
+    named = load("shelf", tmp_path, "all", {"labels": "detections", "missing": "skip"})
+    ann = load("shelf", tmp_path, "all", {"labels": "detections"}).check("detections")
+    first = ann.frame == 0
+    assert np.unique(ann.frame).tolist() == [0, 1, 2] and np.array_equal(ann.x_img[first], named.x_img)
+    assert first.sum() == len(named) == 19 and (ann.person[~first] == -1).all() and not ann.conf[~first].any()
+    assert ann.view[~first].tolist() == [0, 1, 2, 3, 4] * 2
 
 
 # --- the embedded world
@@ -221,6 +235,8 @@ def test_detections_that_do_not_fit_are_named(tmp_path, trees):
     path.write_bytes(pickle.dumps(pickle.Unpickler))
     with pytest.raises(DataError, match="wants to call"):
         actors.read_detections(path)
+    with pytest.raises(DataError, match="missing: 'zero' is not one of empty, skip"):
+        shelf.read(trees[0][shelf], "valid", labels="detections", missing="zero")
     with pytest.raises(DataError, match="labels: 'both'"):
         shelf.read(tmp_path, "valid", labels="both")
     with pytest.raises(DataError, match="shelf has no split 'val'"):

@@ -146,9 +146,19 @@ def test_frames_without_detections_are_told(trees, tmp_path, caplog):
     with open(path, "rb") as file:
         found = pickle.load(file)
     path.write_bytes(pickle.dumps({key: people for key, people in found.items() if not key.endswith("_301")}))
+    whole = association.judge("shelf", trees["shelf"])
     with caplog.at_level("WARNING", "parallax"):
         report = association.judge("shelf", tmp_path)
+    assert "does not name 1 frames in which there are actors (301)" in caplog.text
+    assert report.counts["frames"] == whole.counts["frames"] == 6
+    assert report.metrics["pcp_percent"] == pytest.approx(5 / 6 * whole.metrics["pcp_percent"])  # nobody is found in one of six
+    caplog.clear()
+    with caplog.at_level("WARNING", "parallax"):
+        report = association.judge("shelf", tmp_path, missing="skip")
     assert "1 frames of" in caplog.text and "301" in caplog.text and report.counts["frames"] == 5
+    assert report.metrics["pcp_percent"] == pytest.approx(whole.metrics["pcp_percent"])
+    options = {"DATASET.ROOT": str(tmp_path), "DATASET.OPTIONS": {"missing": "skip"}}
+    assert [len(task_of(trees, **change).eval_data()["valid"]) for change in (options, options | {"DATASET.OPTIONS": {}})] == [5, 6]
 
 
 @BOTH

@@ -17,13 +17,15 @@ MIN_CONF = 0.3  # of a detected joint; surer ones are triangulated
 BLOCK = 64  # frames at once
 
 
-def judge(dataset: str, root: str | Path, split: str = "valid", head_rule: str = "plain", min_conf: float = MIN_CONF) -> Report:
+def judge(
+    dataset: str, root: str | Path, split: str = "valid", head_rule: str = "plain", min_conf: float = MIN_CONF, missing: str = "empty"
+) -> Report:
     """PCP of people who are associated and triangulated (lib.geometry.association) from the detections of Shelf or Campus.
 
     Args:
         dataset: "shelf" or "campus".
         root: folder with calibration, detections and actorsGT.mat.
-        split: as for lib.dataset.formats.shelf.read.
+        split, missing: as for lib.dataset.formats.shelf.read.
         head_rule: see lib.metrics.people.to_fourteen.
         min_conf: joints that the detector is less sure of are not used.
 
@@ -31,7 +33,7 @@ def judge(dataset: str, root: str | Path, split: str = "valid", head_rule: str =
         DataError: a file is missing or damaged.
     """
     layout = resolve(FORMATS, dataset, key="dataset").LAYOUT
-    ann = load(dataset, root, split, {"labels": "detections"})
+    ann = load(dataset, root, split, {"labels": "detections", "missing": missing})
     frames = detected_frames(ann, root, ImageSpec(layout.size))
     truth = true_actors(layout, root, split, frames)
     protocol = {"method": "association", "views": frames.views, "min_conf": min_conf}

@@ -119,15 +119,14 @@ def detected_frames(ann: Annotations, root: str | Path, spec: ImageSpec, views: 
 def true_actors(layout: actors.Layout, root: str | Path, split: str, dataset: FrameSamples) -> np.ndarray:
     """Where the actors are at the instants of a set of frames.   -> (N,A,14,3) mm, NaN where an actor is absent
 
-    Frames that have actors but no detection at all are no part of the set, and so not judged: a warning tells how many.
+    Frames that have actors but are no part of the set (DATASET.OPTIONS {missing: skip}) are not judged: a warning tells how many.
     """
-    X = actors.read_actors(Path(root) / "actorsGT.mat")
+    X = actors.read_actors(Path(root) / actors.ACTORS)
     number = dataset.instants[:, 1]
     out = np.full((len(number), *X.shape[1:]), np.nan)
     there = number < len(X)
     out[there] = X[number[there]]
-    annotated = np.flatnonzero(np.isfinite(X).all(-1).any((1, 2)))
-    missed = np.setdiff1d(annotated[layout.chosen(annotated, split)], dataset.ann.frame)
+    missed = np.setdiff1d(actors.annotated_frames(layout, root, split), dataset.ann.frame)
     if len(missed):
         log.warning("%d frames of %s have actors but are not among the detections (%s); they are not judged", len(missed), root,
                     ", ".join(map(str, missed[:5])))  # fmt: skip

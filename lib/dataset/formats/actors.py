@@ -10,6 +10,7 @@ The published networks never see the images: they look at the detections, and le
 """
 
 import json
+import logging
 import os
 import pickle
 import re
@@ -32,9 +33,12 @@ from lib.geometry.camera import Cameras
 
 DETECTED = "coco17"
 LABELS = ("actors", "detections")
+MISSING = ("empty", "skip")
 SPLITS = ("valid", "train")  # besides "all"
 MM = 1000.0  # per metre
 POSES = "panoptic_training_pose.pkl"
+ACTORS = "actorsGT.mat"
+log = logging.getLogger("parallax")
 
 
 class Layout(NamedTuple):
@@ -72,7 +76,7 @@ class Layout(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read(layout: Layout, root: str | Path, split: str, labels: str) -> Annotations:
+def read(layout: Layout, root: str | Path, split: str, labels: str, missing: str = "empty") -> Annotations:
     """One split: valid (or test) = the published test frames, train = all others, all.
 
     Args:
@@ -82,17 +86,20 @@ def read(layout: Layout, root: str | Path, split: str, labels: str) -> Annotatio
         labels: "actors" = the annotated actors in 3D, projected into every camera; "detections" = the published 2D detections, people of
             a picture numbered as they are listed, without 3D, in COCO's joints. A picture of nobody has a row of person -1 without
             joints. Detections come with images where there are any (folder Camera0).
+        missing: what a frame is whose actors are annotated but that the detections do not name for any camera. "empty" = nobody was
+            detected there, since the published files leave such pictures out; "skip" = no part of the table, for a file that was cut.
 
     Raises:
         DataError: no such split, no frame in it, or a file that is missing or damaged.
     """
     root = Path(root)
-    if labels not in LABELS:
-        raise DataError(f"labels: {labels!r} is not one of {', '.join(LABELS)}; correct DATASET.OPTIONS")
+    for name, value, known in (("labels", labels, LABELS), ("missing", missing, MISSING)):
+        if value not in known:
+            raise DataError(f"{name}: {value!r} is not one of {', '.join(known)}; correct DATASET.OPTIONS")
     cameras = rig(layout, root)
     if labels == "detections":
-        return _detected(layout, root, split, cameras)
-    X = read_actors(root / "actorsGT.mat")  # (F,P,14,3)
+        return _detected(layout, root, split, cameras, missing)
+    X = read_actors(root / ACTORS)  # (F,P,14,3)
     frame, person = np.nonzero(np.isfinite(X).all(-1).any(-1))
     keep = layout.chosen(frame, split)
     if not keep.any():
@@ -147,6 +154,12 @@ def read_actors(path: str | Path) -> np.ndarray:
     return np.stack(actors, 1) * MM
 
 
+def annotated_frames(layout: Layout, root: str | Path, split: str) -> np.ndarray:
+    """Numbers of the frames of a split in which an actor is annotated.   -> (F,) int64"""
+    frames = np.flatnonzero(np.isfinite(read_actors(Path(root) / ACTORS)).all(-1).any((1, 2)))
+    return frames[layout.chosen(frames, split)]
+
+
 def _unwrapped(value: Any) -> np.ndarray:
     """The first array within cells of one element that is no such cell."""
     value = np.asarray(value)
@@ -189,7 +202,7 @@ def read_detections(path: str | Path) -> dict[tuple[int, int], np.ndarray]:
     return found
 
 
-def _detected(layout: Layout, root: Path, split: str, cameras: Cameras) -> Annotations:
+def _detected(layout: Layout, root: Path, split: str, cameras: Cameras, missing: str) -> Annotations:
     path = root / layout.detections
     found = read_detections(path)
     strange = sorted({c for (c, _), people in found.items() if len(people) and c >= len(cameras)})
@@ -199,9 +212,18 @@ def _detected(layout: Layout, root: Path, split: str, cameras: Cameras) -> Annot
     keys = [key for key, there in zip(keys, layout.chosen(np.array([f for f, _ in keys], np.int64), split), strict=True) if there]
     if not keys:
         raise DataError(f"{path}: no frame of the split {split!r}; use another split, or download the file again")
+    if missing == "empty" and (root / ACTORS).is_file():
+        unnamed = np.setdiff1d(annotated_frames(layout, root, split), [f for f, _ in keys]).tolist()
+        if unnamed:
+            log.warning(
+                "%s: does not name %d frames in which there are actors (%s): nobody is detected there, and all parts are wrong; if the "
+                "file was cut, DATASET.OPTIONS {missing: skip} leaves them out", path, len(unnamed), ", ".join(map(str, unnamed[:5])),
+            )  # fmt: skip
+        keys = sorted([*keys, *((f, c) for f in unnamed for c in range(len(cameras)))])
     nobody = np.zeros((1, skeletons.get(DETECTED).num, 3))
-    joints = np.concatenate([found[c, f] if len(found[c, f]) else nobody for f, c in keys])
-    people = np.array([len(found[c, f]) for f, c in keys])
+    seen = [found.get((c, f), nobody[:0]) for f, c in keys]
+    joints = np.concatenate([x if len(x) else nobody for x in seen])
+    people = np.array([len(x) for x in seen])
     count = np.maximum(people, 1)
     rows = np.repeat(np.arange(len(keys)), count)
     frame, view = np.array(keys).T[:, rows]
@@ -274,7 +296,7 @@ def write(
     with part_folder(root, split) as part:
         X = ann.to_skeleton(layout.skeleton)
         cells = _cells(X, number, actor, slot, len(views))
-        sio.savemat(part / "actorsGT.mat", cells)
+        sio.savemat(part / ACTORS, cells)
         sizes = cameras.size.int().tolist()  # of pictures that are not those of the data set
         forms = {name: form | {"size": size} for (name, form), size in zip(center_form(cameras).items(), sizes, strict=True)}
         (part / layout.calibration).write_text(json.dumps(forms, indent=1) + "\n")
@@ -285,7 +307,7 @@ def write(
         images = {
             int(i): layout.image_name(int(f), int(v)) for i, f, v in zip(ann.image, number, slot, strict=True)
         }  # fmt: skip
-        files = ["actorsGT.mat", layout.calibration, layout.detections, POSES]
+        files = [ACTORS, layout.calibration, layout.detections, POSES]
         for name in [*files, *images.values()]:
             refuse_existing(root / name)
         if image is not None:

@@ -14,13 +14,15 @@ RULES = actors.SHELF_RULES
 SPLITS = actors.SPLITS
 
 
-def read(root: str | Path, split: str, labels: str = "actors") -> Annotations:
+def read(root: str | Path, split: str, labels: str = "actors", missing: str = "empty") -> Annotations:
     """One split: valid (or test) = the published test frames, train = all others, all; see lib.dataset.formats.actors.read.
 
     Args:
         labels: "actors" = annotated 3D joints; "detections" = published 2D detections in COCO's joints, without 3D.
+        missing: what frames are whose actors are annotated and whom the detections do not name: "empty" = nobody was detected, "skip" =
+            left out.
     """
-    return actors.read(LAYOUT, root, split, labels)
+    return actors.read(LAYOUT, root, split, labels, missing)
 
 
 def write(
