@@ -10,6 +10,7 @@ python scripts/prepare.py pseudo-labels --root data/panoptic --keypointrcnn     
 python scripts/prepare.py pseudo-labels --root data/panoptic --network model_best.pth.tar     of a 2D network of ours
 python scripts/prepare.py shelf --root data/shelf                                         what is there; campus alike
 python scripts/prepare.py shelf --root data/shelf --associate                             PCP of its detections, triangulated
+python scripts/prepare.py poses output/panoptic/panoptic/voxelpose/selfpose3d-pose/predictions.npz data/shelf/own.pkl
 python scripts/prepare.py calibration Calib.toml --out data/mine/cameras.json             any calibration, told and converted
 python scripts/prepare.py custom --root data/mine                                         frames of an own rig's videos
 python scripts/prepare.py mocap --train a.npz b.npz --test c.npz --out data/mocap --shapes 4
@@ -110,6 +111,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         rig.add_argument("--head-rule", choices=("plain", "blended"), default=rule, help="for --associate (default %(default)s)")
         what = "for --associate: frames that the detections do not name, nobody is detected there, or leave them out (default %(default)s)"
         rig.add_argument("--missing", choices=("empty", "skip"), default="empty", help=what)
+
+    pool = commands.add_parser("poses", help="people that a network found, as a file of poses that scenes are made of (DATASET.TRAIN_SET)")
+    pool.add_argument("predictions", help="predictions.npz of a training or of scripts/valid.py, of several people")
+    pool.add_argument("out", help="file to be written, such as data/shelf/own.pkl")
+    pool.add_argument("--min-score", type=float, default=0.0, metavar="S", help="people with less are left out (default %(default)s)")
 
     own = commands.add_parser("custom", help="an own rig: frames of its videos, and what is there")
     own.add_argument("--root", required=True, help="folder as lib/dataset/formats/custom.py describes it")
@@ -429,6 +435,14 @@ def keypoints(args: argparse.Namespace) -> int:
     return 0
 
 
+def poses(args: argparse.Namespace) -> int:
+    from lib.tasks import prepare
+
+    count = prepare.prepare_poses(args.predictions, args.out, args.min_score)
+    print(f"{args.out}: {count} poses")
+    return 0
+
+
 def check(args: argparse.Namespace) -> int:
     from lib.tasks import prepare
 
@@ -463,6 +477,7 @@ COMMANDS = {
     "pseudo_labels": pseudo_labels,
     "shelf": actors,
     "campus": actors,
+    "poses": poses,
     "custom": custom,
     "calibration": calibration,
     "mocap": mocap,

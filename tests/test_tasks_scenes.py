@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib import skeleton as skeletons
 from lib.config import defaults
 from lib.dataset.formats import actors, campus, shelf
 from lib.engine import commands, run_dir
@@ -120,6 +121,49 @@ def test_the_embedded_world_s_poses_serve_where_there_is_no_file(trees):
     assert torch.isfinite(losses["total"])
     with pytest.raises(DataError, match=r"none\.pkl: no such file; DATASET.TRAIN_SET .* or synthetic for poses of the embedded world"):
         task_of(trees, **{"DATASET.TRAIN_SET": "none.pkl"}).train_data()
+
+
+def test_panoptic_s_joints_are_made_of_the_detections_and_learned(trees, tmp_path):
+    """SelfPose3d's way at these places: 15 joints, found by the pelvis, from poses of 15 joints or of COCO's."""
+    own = {"DATASET.SKELETON": "panoptic15", "MODEL.NUM_JOINTS": 15, "VOXEL.ROOT_JOINTS": ["pelvis"], "TEST.HEAD_RULE": "blended"}
+    task, plain = task_of(trees, **own), task_of(trees)
+    (X, valid), (coco, known) = task.poses(), plain.poses()
+    hips = skeletons.get("coco17").indices(("l_hip", "r_hip"))
+    pelvis = skeletons.get("panoptic15").index("pelvis")
+    both = known[:, hips].all(1)
+    assert np.array_equal(valid[:, pelvis], both)
+    np.testing.assert_allclose(X[both, pelvis], coco[both][:, hips].mean(1), atol=1e-6)
+    frames, detected = (t.eval_data()["valid"].__getitems__([0]) for t in (task, plain))
+    sure = (detected["conf"][..., hips] > 0).all(-1)
+    expected = detected["x_img"][..., hips, :].mean(-2)
+    assert frames["x_img"].shape[3] == 15 and sure.any()
+    torch.testing.assert_close(frames["x_img"][..., pelvis, :][sure], expected[sure])
+    batch = task.train_data()["train"].__getitems__([0, 1])
+    losses = task.train()({"train": batch}, Step(0, 0, 0.0))
+    assert batch["X_world"].shape[2:] == (15, 3) and losses["total"].isfinite()
+    (tmp_path / "own.pkl").write_bytes(pickle.dumps([{"pose": x, "vis": v} for x, v in zip(X, valid, strict=True)]))
+    again, there = actors.read_poses(tmp_path / "own.pkl", "panoptic15")
+    assert np.array_equal(again, X) and np.array_equal(there, valid)
+    results = commands.train(config(trees, **own | {"OUTPUT_DIR": str(tmp_path)}))
+    assert 0 <= results["metrics"]["pcp_percent"] <= 100
+
+
+def test_people_that_a_network_found_are_a_pool_for_scenes(trees, tmp_path, capsys):
+    X = np.random.default_rng(0).normal(size=(3, 2, 15, 3)) * 300
+    found, score = np.array([[True, True], [True, False], [False, True]]), np.array([[0.9, 0.2], [0.8, 0.9], [0.9, 0.7]])
+    predictions, out = tmp_path / "predictions.npz", tmp_path / "shelf" / "own.pkl"
+    np.savez(predictions, X_world=X, found=found, score=score, X_valid=np.zeros((3, 4, 15), bool))
+    assert prepare.main(["poses", str(predictions), str(out), "--min-score", "0.5"]) == 0
+    assert "3 poses" in capsys.readouterr().out
+    poses, valid = actors.read_poses(out, "panoptic15")
+    np.testing.assert_array_equal(poses, X[[0, 1, 2], [0, 0, 1]])
+    assert valid.all()
+    assert prepare.main(["poses", str(predictions), str(out)]) == 2  # nothing is overwritten
+    assert prepare.main(["poses", str(predictions), str(tmp_path / "b.pkl"), "--min-score", "2"]) == 2
+    np.savez(predictions, X_cam=X)
+    assert prepare.main(["poses", str(predictions), str(tmp_path / "b.pkl")]) == 2
+    said = capsys.readouterr()
+    assert "not predictions of several people" in said.out + said.err and not (tmp_path / "b.pkl").exists()
 
 
 def test_a_space_that_is_not_named_is_that_of_the_rig(trees):

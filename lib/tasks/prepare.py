@@ -15,11 +15,11 @@ from lib.config import Config
 from lib.dataset import load, plausibility
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import Calibration, focus, inverted, read_calibration, resized, turned, write_cameras
-from lib.dataset.formats import FORMATS, TRACKS, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic
+from lib.dataset.formats import FORMATS, TRACKS, actors, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic
 from lib.dataset.formats.files import refuse_existing
 from lib.dataset.image import read_image
 from lib.drawing.paint import below, beside, letterbox, line
-from lib.errors import DataError
+from lib.errors import MALFORMED, DataError
 from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import build, data, structure
@@ -420,6 +420,29 @@ def check(dataset: str, root: str | Path, split: str | None = None, options: Map
 
 def _tells_of(sentence: str, split: str) -> bool:
     return any(text in sentence for text in (f"annot/{split}", f"({split})", f"/{split}"))
+
+
+def prepare_poses(predictions: str | Path, out: str | Path, min_score: float = 0.0) -> int:
+    """The people of a predictions.npz as a file of poses that scenes can be made of (TASK scenes).   -> how many
+
+    min_score: people with less are left out.
+
+    Raises:
+        DataError: not the predictions of several people, nobody is left, or `out` exists.
+    """
+    try:
+        with np.load(predictions, allow_pickle=False) as file:
+            X, found, score = file["X_world"], file["found"], file["score"]
+            valid = file["valid"] if "valid" in file else np.ones(X.shape[:3], bool)
+            kept = found & (score >= min_score)
+            X, valid = X[kept], valid[kept]
+    except (OSError, *MALFORMED) as error:
+        expected = "predictions.npz of TASK voxelpose, selfpose3d or scenes"
+        raise DataError(f"{predictions}: not predictions of several people ({error}); expected {expected}") from None
+    if not len(X):
+        raise DataError(f"{predictions}: nobody is found with a score of {min_score:g} or more; lower --min-score")
+    actors.write_poses(out, X, valid)
+    return len(X)
 
 
 def splits(dataset: str, root: Path) -> list[str]:

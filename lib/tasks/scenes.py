@@ -28,6 +28,7 @@ from lib.tasks.voxelpose import VoxelPoseTask
 
 EMBEDDED = "synthetic"  # DATASET.TRAIN_SET: poses of the embedded world
 EMBEDDED_POSES = 1000
+SKELETONS = (actors.DETECTED, "panoptic15")  # VoxelPose's, and SelfPose3d's in these places
 log = logging.getLogger("parallax")
 
 
@@ -41,8 +42,11 @@ class ScenesTask(VoxelPoseTask):
             raise cfg.error("DATASET.DATASET", found)
         if cfg.VOXEL.HEATMAPS != "keypoints":
             raise cfg.error("VOXEL.HEATMAPS", f"is {cfg.VOXEL.HEATMAPS}, but TASK scenes has no pictures; set keypoints")
-        if (cfg.DATASET.SKELETON or self.format.SKELETON) != actors.DETECTED:
-            raise cfg.error("DATASET.SKELETON", f"must be {actors.DETECTED}, the joints of the detections, for TASK scenes")
+        if cfg.DATASET.SKELETON not in SKELETONS:
+            raise cfg.error(
+                "DATASET.SKELETON", f"must be {' or '.join(SKELETONS)} for TASK scenes: the joints of the detections, or Panoptic's, "
+                "which are made of them"
+            )  # fmt: skip
         super().__init__(cfg)
         self.key_metric = ("pcp_percent", "max")
 
@@ -58,11 +62,12 @@ class ScenesTask(VoxelPoseTask):
         cameras = cameras[views]
         if not self.space_known:
             self.set_space(*space_from_cameras(cameras))
-        samples = SceneSamples(X, valid, cameras, self.format.RULES, self.image_spec, cfg.VOXEL.SCENES, cfg.VOXEL.MAX_PEOPLE, seed=cfg.SEED)
+        samples = SceneSamples(X, valid, cameras, self.format.RULES, self.image_spec, cfg.VOXEL.SCENES, cfg.VOXEL.MAX_PEOPLE,
+                               self.skeleton, cfg.SEED)  # fmt: skip
         return {"train": samples}
 
     def poses(self) -> tuple[np.ndarray, np.ndarray]:
-        """The pool that scenes are made of.   -> (P,17,3) mm, (P,17) bool
+        """The pool that scenes are made of.   -> (P,J,3) mm, (P,J) bool
 
         Raises:
             DataError: DATASET.TRAIN_SET names no file of poses, or a damaged one.
@@ -70,7 +75,7 @@ class ScenesTask(VoxelPoseTask):
         cfg = self.cfg
         if cfg.DATASET.TRAIN_SET == EMBEDDED:
             log.info("scenes are made of the embedded world's poses, which have neither eyes nor ears")
-            ann = World(seed=cfg.SYNTH.SEED, split="train", frames=EMBEDDED_POSES).annotations().to_skeleton(actors.DETECTED)
+            ann = World(seed=cfg.SYNTH.SEED, split="train", frames=EMBEDDED_POSES).annotations().to_skeleton(self.skeleton)
             return ann.X_world.astype(np.float64), ann.X_valid
         path = Path(cfg.DATASET.ROOT) / cfg.DATASET.TRAIN_SET
         if not path.is_file():
@@ -78,7 +83,7 @@ class ScenesTask(VoxelPoseTask):
                 f"{path}: no such file; DATASET.TRAIN_SET names the file of poses that scenes are made of ({actors.POSES} is the published "
                 f"one), or {EMBEDDED} for poses of the embedded world, which need no file"
             )
-        return actors.read_poses(path)
+        return actors.read_poses(path, self.skeleton)
 
     def eval_data(self) -> dict[str, Dataset]:
         """Detections of the pictures of the test split; the rig tells the space, where the configuration does not."""

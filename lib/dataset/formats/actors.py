@@ -25,7 +25,7 @@ from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import center_form, read_calibration, resized
-from lib.dataset.formats.files import findings, need, part_folder, refuse_existing, write_images
+from lib.dataset.formats.files import findings, need, new_file, part_folder, refuse_existing, write_images
 from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.multiview import ChosenImages, boxes_of, names_of, observed, renumbered, rigs
 from lib.errors import MALFORMED, DataError
@@ -361,8 +361,7 @@ def _as_detected(ann: Annotations, number: np.ndarray, slot: np.ndarray, views: 
 def _as_poses(ann: Annotations) -> list[dict]:
     """The 3D poses in the form of the training poses' pickle."""
     used = np.unique(ann.pose)
-    vis = np.repeat(ann.X_valid[used][..., None], 3, -1)
-    return [{"pose": X, "vis": v} for X, v in zip(ann.X_world[used].astype(np.float64), vis, strict=True)]
+    return _pose_list(ann.X_world[used], ann.X_valid[used])
 
 
 # ---------------------------------------------------------------------------------------------------------------- check
@@ -415,8 +414,10 @@ CAMPUS_RULES = SceneRules(9, (-2500.0, 8500.0), (-1000.0, 10000.0), views=2)
 def read_poses(path: str | Path, skeleton: str = DETECTED) -> tuple[np.ndarray, np.ndarray]:
     """Poses to make scenes from (panoptic_training_pose.pkl, or predictions in its form).   -> (P,J,3) float64 mm, (P,J) bool
 
+    Poses of COCO's 17 joints become those of `skeleton`; a joint that is made of several is known where all of them are.
+
     Raises:
-        DataError: missing, damaged, or other joints than those of `skeleton`.
+        DataError: missing, damaged, or neither the joints of `skeleton` nor COCO's.
     """
     content, joints = unpickle.load(path), skeletons.get(skeleton).num
     try:
@@ -425,9 +426,27 @@ def read_poses(path: str | Path, skeleton: str = DETECTED) -> tuple[np.ndarray, 
     except MALFORMED as error:
         raise DataError(f"{path}: not a list of pose and vis ({error}); expected the training poses of Shelf and Campus") from None
     valid = vis if vis.ndim == 2 else vis.all(-1)
+    if X.shape[1:] == (skeletons.get(DETECTED).num, 3) and valid.shape == X.shape[:2] and skeleton != DETECTED:
+        X, present = skeletons.convert(np.where(valid[..., None], X, np.nan), DETECTED, skeleton)
+        valid = np.isfinite(X).all(-1) & present
     if X.shape[1:] != (joints, 3) or valid.shape != X.shape[:2] or not np.isfinite(X[valid]).all():
         raise DataError(f"{path}: poses of shape {X.shape} and vis {vis.shape}, expected ({len(X)}, {joints}, 3) finite for {skeleton}")
     return np.where(valid[..., None], X, 0.0), valid
+
+
+def write_poses(path: str | Path, X: np.ndarray, valid: np.ndarray) -> None:
+    """Poses in the form of panoptic_training_pose.pkl, for `read_poses` and the original program.   X (P,J,3) mm, valid (P,J) bool
+
+    Raises:
+        DataError: the file exists, or cannot be written.
+    """
+    with new_file(path) as part, open(part, "wb") as file:
+        pickle.dump(_pose_list(X, valid), file)
+
+
+def _pose_list(X: np.ndarray, valid: np.ndarray) -> list[dict]:
+    vis = np.repeat(valid[..., None], 3, -1)
+    return [{"pose": pose, "vis": v} for pose, v in zip(X.astype(np.float64), vis, strict=True)]
 
 
 def synthetic_people(
