@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.config import load
+from lib.config import defaults, load
 from lib.engine.run_dir import run_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "models/README.md", "refiner/README.md",
     "docs/experiments.md", "docs/conventions.md", "docs/extending.md", "docs/from-epipolarpose.md",
-    "docs/from-videopose3d.md", "docs/results.md", "docs/performance.md", "docs/scaling.md",
+    "docs/from-videopose3d.md", "docs/from-selfpose3d.md", "docs/results.md", "docs/performance.md", "docs/scaling.md",
 ]
 
 
@@ -52,6 +52,15 @@ def test_commands_of_the_pages_have_keys_that_exist_and_weights_that_another_exp
         made.add(run_path(cfg).as_posix())
         for weights in (cfg.MODEL.PRETRAINED, cfg.MODEL.RESUME):
             assert not weights.startswith("output/") or Path(weights).parent.as_posix() in made, (page, file, weights)
+
+
+def test_keys_that_the_other_projects_become_are_keys():
+    """What coming from another project is told to set."""
+    known = defaults().flat()
+    key = re.compile(r"\b(?:DATASET|MODEL|VOXEL|SSL|TEMPORAL|EPIPOLAR|TEST|TRAIN)\.[A-Z][A-Z0-9_]*\b")
+    for page in sorted((ROOT / "docs").glob("from-*.md")):
+        named = set(key.findall(page.read_text(encoding="utf-8")))
+        assert named and [name for name in named if name not in known] == [], page
 
 
 def test_every_experiment_is_listed():
