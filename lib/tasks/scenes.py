@@ -131,7 +131,7 @@ def true_actors(layout: actors.Layout, root: str | Path, split: str, dataset: Fr
     out = np.full((len(number), *X.shape[1:]), np.nan)
     there = number < len(X)
     out[there] = X[number[there]]
-    missed = np.setdiff1d(actors.annotated_frames(layout, root, split), dataset.ann.frame)
+    missed = np.setdiff1d(actors.annotated_frames(layout, X, split), dataset.ann.frame)
     if len(missed):
         log.warning("%d frames of %s have actors but are not among the detections (%s); they are not judged", len(missed), root,
                     ", ".join(map(str, missed[:5])))  # fmt: skip

@@ -154,9 +154,9 @@ def read_actors(path: str | Path) -> np.ndarray:
     return np.stack(actors, 1) * MM
 
 
-def annotated_frames(layout: Layout, root: str | Path, split: str) -> np.ndarray:
-    """Numbers of the frames of a split in which an actor is annotated.   -> (F,) int64"""
-    frames = np.flatnonzero(np.isfinite(read_actors(Path(root) / ACTORS)).all(-1).any((1, 2)))
+def annotated_frames(layout: Layout, X: np.ndarray, split: str) -> np.ndarray:
+    """Numbers of the frames of a split in which there is an actor.   X as of `read_actors` -> (F,) int64"""
+    frames = np.flatnonzero(np.isfinite(X).all(-1).any((1, 2)))
     return frames[layout.chosen(frames, split)]
 
 
@@ -213,7 +213,7 @@ def _detected(layout: Layout, root: Path, split: str, cameras: Cameras, missing:
     if not keys:
         raise DataError(f"{path}: no frame of the split {split!r}; use another split, or download the file again")
     if missing == "empty" and (root / ACTORS).is_file():
-        unnamed = np.setdiff1d(annotated_frames(layout, root, split), [f for f, _ in keys]).tolist()
+        unnamed = np.setdiff1d(annotated_frames(layout, read_actors(root / ACTORS), split), [f for f, _ in keys]).tolist()
         if unnamed:
             log.warning(
                 "%s: does not name %d frames in which there are actors (%s): nobody is detected there, and all parts are wrong; if the "
