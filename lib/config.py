@@ -321,7 +321,7 @@ TREE = Group("", {
         "LABELS": Key("", "File of 2D pseudo labels to train on, in DATASET.ROOT, named without its ending (see "
                       "lib/dataset/formats/pseudo_labels.py); empty = the 2D side of DATASET.TRAIN_SET."),
         "VALID_LABELS": Key("", "File of 2D pseudo labels of DATASET.TEST_SET, named likewise, by which models are judged and chosen; "
-                            "empty = the 2D side of DATASET.TEST_SET."),
+                            "empty = the 2D side of DATASET.TEST_SET, which where 3D is annotated is that, projected."),
         "TRAIN_BACKBONE": Key(True, "Train the 2D network along with that of poses."),
         "FULL_VIEWS": Key(1, "Views, the fullest, in which an augmentation must keep everybody in sight, or another frame is drawn; 0 = "
                           "take every frame as it comes.", at_least(0)),
