@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lib.errors import ConfigError, ParallaxError, RunError
+from lib import ranks
+from lib.errors import ConfigError, RunError
 
 HOST = torch.device("cpu")
 PATIENCE = timedelta(hours=2)  # other ranks wait while the main one generates data or labels
@@ -54,20 +55,7 @@ class World:
 
     def on_main(self, function: Callable[[], Any]) -> Any:
         """Runs `function` on the main rank only; its (small) result, or its ParallaxError, reaches every rank."""
-        result, error = None, None
-        if self.is_main:
-            try:
-                result = function()
-            except ParallaxError as e:
-                error = e
-        if self.size > 1:
-            both = [result, error]
-            dist.broadcast_object_list(both, src=0)
-            result, error = both
-        if error is not None:
-            error.shared = self.size > 1
-            raise error
-        return result
+        return ranks.on_main(function)
 
     def lost(self, error: RuntimeError) -> bool:
         """Does the error tell that another process ended, or can no longer be reached?"""

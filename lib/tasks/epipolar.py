@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,10 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.loader import eval_loader, to_device
 from lib.dataset.samples import CropSamples, ViewSamples
 from lib.errors import MALFORMED, DataError, WeightsError
+from lib.files import replaced
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert, transform_points
+from lib.ranks import once
 from lib.skeleton import check_same, get
 from lib.tasks import data
 from lib.tasks.base import Step, Task
@@ -34,6 +35,7 @@ from lib.tasks.restore import restore
 from lib.tasks.rigs import Scale, log_rigs, recover_rigs, without_poses
 
 AGAIN = "delete it, and it is made again"
+UNWRITABLE = "make the folder of the data set writable, or set EPIPOLAR.LABELS online"
 ANNOTATION = "annotation"  # EPIPOLAR.TEACHER: annotated 2D joints instead of a network, the paper's "2D GT"
 log = logging.getLogger("parallax")
 
@@ -150,7 +152,7 @@ class EpipolarTask(IntegralTask):
         """Labels of a training table from the cache file, made first where there is none; the file belongs to teacher and options."""
         key = self.cache_key(ann)
         path = self.cache_path(self.cfg.EPIPOLAR.CACHE or f"labels-{key[:12]}.npz")
-        once(path, lambda: _write(path, key, vars(self.fresh_labels(ann))))
+        once([path], lambda: _write(path, key, vars(self.fresh_labels(ann))), UNWRITABLE)
         self.predicted = None
         labels = Labels(**_read(path, key, "labels of another teacher, rig or EPIPOLAR section", "or set another EPIPOLAR.CACHE"))
         if labels.pose.shape != (len(ann),):
@@ -178,7 +180,7 @@ class EpipolarTask(IntegralTask):
                 log.info("%s: %d instants, median reprojection error %.2f px", name, len(rig.frames), rig.error_px)
             _write(path, key, {"R": cameras.R.numpy(), "t": cameras.t.numpy()})
 
-        once(path, recover)
+        once([path], recover, UNWRITABLE)
         found = _read(path, key, "rigs of another teacher or EPIPOLAR section", "and so are the labels")
         return dataclasses.replace(ann.cameras, R=torch.from_numpy(found["R"]), t=torch.from_numpy(found["t"]))
 
@@ -278,27 +280,9 @@ class EpipolarTask(IntegralTask):
         return transform_points(invert(b["patch_from_img"]), x_patch), conf
 
 
-def once(path: Path, make: Callable[[], None]) -> None:
-    """Let one process make a file that is not there, and all others wait for it."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not path.exists():
-        if not distributed or torch.distributed.get_rank() == 0:
-            make()
-        if distributed:
-            torch.distributed.barrier()
-
-
 def _write(path: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # layouts that keep a split's annotations elsewhere have no such folder
-        with partial.open("wb") as file:
-            np.savez_compressed(file, key=np.array(key), **arrays)
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: labels cannot be written ({error.strerror}); make the dataset's folder writable, or set EPIPOLAR.LABELS online"
-        ) from error
+    with replaced(path, advice=UNWRITABLE) as part, part.open("wb") as file:
+        np.savez_compressed(file, key=np.array(key), **arrays)
 
 
 def _read(path: Path, key: str, other: str, advice: str) -> dict[str, np.ndarray]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from lib.dataset.formats import h36m_constants
 from lib.errors import DataError
+from lib.files import locked
 from lib.synthetic import mocap, stage
 from lib.synthetic.world import SUBJECTS
-from lib.tasks.world import ARCHIVES, locked, write_archives
+from lib.tasks.world import ARCHIVES, write_archives
 
 
 def prepare_mocap(

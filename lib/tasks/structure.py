@@ -19,6 +19,7 @@ from lib.dataset.annotations import Annotations
 from lib.errors import DataError
 from lib.metrics import structure
 from lib.metrics.structure import COUNTS, Clusters
+from lib.ranks import once
 from lib.tasks.world import LAYOUTS
 
 MOST = 25_000  # poses; of Human3.6M's every 32nd frame this keeps every second, and so the stride of 64 of published work
@@ -91,15 +92,11 @@ def clusters(cfg: Config, skeleton: str) -> tuple[Clusters, ...]:
     root = Path(cfg.DATASET.ROOT)
     paths = [path_of(root, skeleton, count) for count in COUNTS]
     split = _world_split(cfg)
-    if split and not all(path.exists() for path in paths):
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed or torch.distributed.get_rank() == 0:
-            try:  # of all subjects and views, whatever part of them this run uses: a metric must not depend on that
-                make(load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton), root, split)
-            except DataError as error:
-                log.info("no Pose Structure Score: %s", error)
-        if distributed:
-            torch.distributed.barrier()
+    if split:
+        try:  # of all subjects and views, whatever part of them this run uses: a metric must not depend on that
+            once(paths, lambda: make(load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton), root, split))
+        except DataError as error:
+            log.info("no Pose Structure Score: %s", error)
     found = [path for path in paths if path.exists()]
     if not found and not split:
         log.info("no Pose Structure Score: there is no %s; scripts/prepare.py pss makes it", paths[0])

@@ -2,12 +2,10 @@
 pictures of it to look at. Its motions alone, long and without images, go into the archives of VideoPose3D.
 """
 
-import fcntl
 import inspect
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ from lib import skeleton as skeletons
 from lib import vis
 from lib.dataset.formats import FORMATS, h36m_constants, keypoints_npz, synthetic
 from lib.errors import MALFORMED, ConfigError, DataError
+from lib.files import locked
 from lib.geometry.camera import Cameras
 from lib.registry import resolve
 from lib.synthetic import stage
@@ -110,7 +109,7 @@ def ensure(
     }
     synthetic.manifest(root)  # a foreign folder is refused before a lock is put there
     workers = workers or len(os.sched_getaffinity(0))
-    with locked(root):
+    with locked(root, OTHER_ROOT):  # the ranks of a distributed run come here together
         found = synthetic.manifest(root)["splits"]
         for split, world in worlds.items():
             if split in found:
@@ -169,7 +168,7 @@ def ensure_native(
     keywords = {"workers": workers or len(os.sched_getaffinity(0)), "progress": True} | ({"form": form} if form else {})
     keywords = {k: v for k, v in keywords.items() if k in inspect.signature(write).parameters}
     _check_native(root, layout, worlds)  # real data are refused before a lock is put there
-    with locked(root):
+    with locked(root, OTHER_ROOT):
         found = _check_native(root, layout, worlds)
         for native, world in worlds.items():
             if _exists(root, native):
@@ -200,7 +199,7 @@ def ensure_motion(root: str | Path, seconds: float = 240.0, seed: int = 0) -> No
     root = Path(root)
     wanted = {"version": stage.VERSION, "seed": int(seed), "seconds": float(seconds), "fps": stage.FPS}
     _check_motion(root, wanted)  # real data are refused before a lock is put there
-    with locked(root):
+    with locked(root, OTHER_ROOT):
         _check_motion(root, wanted)
         if all((root / name).exists() for name in ARCHIVES):
             return
@@ -272,19 +271,6 @@ def read_marker(root: Path, layout: str) -> dict[str, dict]:
     if kind != layout:
         raise DataError(f"{root}: holds the embedded world in the layout {kind}, expected {layout}; {OTHER_ROOT}")
     return found
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """The ranks of a distributed run come here together: one generates, the others wait."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".lock", "a")
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror}); choose another DATASET.ROOT (or --root)") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def origin(world: World) -> dict:
