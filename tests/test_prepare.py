@@ -263,6 +263,15 @@ def test_rejected_joints_and_their_quality_are_stored(tree, tmp_path, capsys):
     assert stored["made"]["teacher"] == "annotation"
     assert stored["quality"]["joints"]["l_wrist"]["kept"] == pytest.approx(1 - bad.mean())
     assert stored["quality"]["joints"]["r_wrist"]["kept"] == 1
+    # neither the other form nor what lies beside a missing table may mix with labels of other options
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "annot").iterdir()}
+    labels = ["labels", "--cfg", str(ROOT / "experiments/h36m/labels-2dgt.yaml"), "--form", "pickle"]
+    for gone in ((), ("train-ss-2dgt.npz",), ("train-ss-2dgt.npz", "train-ss-2dgt.quality.json")):
+        for name in gone:
+            (tmp_path / "annot" / name).unlink(missing_ok=True)
+        assert prepare.main([*labels, *words]) == 2
+        assert "exists already and is never overwritten" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in (tmp_path / "annot").iterdir()} == {n: b for n, b in kept.items() if n not in gone}
 
 
 def test_pss_clusters(tree, tmp_path, capsys):

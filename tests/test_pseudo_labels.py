@@ -386,6 +386,10 @@ def test_the_command_labels_a_split_with_a_network(tree, tmp_path, capsys, monke
     before = (root / "group_train_pseudo_soft.npz").read_bytes()
     assert prepare.main(["pseudo_labels", *words[1:], "--network", str(checkpoint), "--boxes", "annotated"]) == 2
     assert "exists already" in capsys.readouterr().err and (root / "group_train_pseudo_soft.npz").read_bytes() == before
+    (root / "h.quality.json").write_text("of other labels")
+    monkeypatch.setattr(labeller, "network", lambda *_: pytest.fail("the network came before the check"))
+    assert prepare.main([*words, "--network", str(checkpoint), "--boxes", "annotated", "--out", "h"]) == 2
+    assert "h.quality.json: exists already" in capsys.readouterr().err and (root / "h.quality.json").read_text() == "of other labels"
     assert prepare.main([*words, "--keypointrcnn", "--boxes", "annotated", "--out", "g"]) == 2
     assert "--boxes: only --network" in capsys.readouterr().err
     assert prepare.main(["pseudo-labels", "--root", str(root), "--dataset", "custom", "--interval", "2", "--list", "x"]) == 2

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from lib.dataset import load, plausibility
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import Calibration, focus, inverted, read_calibration, resized, turned, write_cameras
 from lib.dataset.formats import FORMATS, TRACKS, actors, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic
-from lib.dataset.formats.files import refuse_existing
 from lib.dataset.image import read_image
 from lib.drawing.paint import below, beside, letterbox, line
 from lib.errors import MALFORMED, DataError
+from lib.files import refuse_existing, write_text
 from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import build, data, structure
@@ -338,7 +337,7 @@ def prepare_labels(
 
     Raises:
         ConfigError: another task or layout, or no teacher.
-        DataError: the split exists, or not one person got a label.
+        DataError: the split exists in either form, or its quality or picture; or not one person got a label.
     """
     if cfg.TASK != "epipolar":
         raise cfg.error("TASK", f"is {cfg.TASK}, but labels are triangulated by epipolar; use a YAML such as experiments/h36m/labels.yaml")
@@ -355,7 +354,9 @@ def prepare_labels(
         "quality": annotations.with_name(split + QUALITY),
         "picture": annotations.with_name(f"{split}.quality.png"),
     }
-    refuse_existing(annotations)
+    # labels of other options in the other form would be told by the same report
+    for path in (*(annotations.with_name(split + suffix) for suffix in FORMS.values()), files["quality"], files["picture"]):
+        refuse_existing(path)
     # the student's start weights play no part, and need not be there
     cfg = cfg.with_values({"MODEL.PRETRAINED": "", "MODEL.INIT_FILE": "", "MODEL.INIT_WEIGHTS": False, "EPIPOLAR.LABELS": "cached"})
     cfg.check_paths()
@@ -374,9 +375,7 @@ def prepare_labels(
     images = drawn(labelled, cfg.DATASET.ROOT, spread(labelled))
     h36m.write(labelled, root, split, form=form)
     made = {"teacher": cfg.EPIPOLAR.TEACHER, "epipolar": cfg.to_dict()["EPIPOLAR"], "skeleton": task.skeleton, "of": cfg.DATASET.TRAIN_SET}
-    part = files["quality"].with_name(f".{files['quality'].name}.{os.getpid()}.part")
-    part.write_text(json.dumps({"made": made, "quality": quality.to_dict()}, indent=1, allow_nan=False) + "\n")
-    os.replace(part, files["quality"])
+    write_text(files["quality"], json.dumps({"made": made, "quality": quality.to_dict()}, indent=1, allow_nan=False) + "\n")
     vis.save_image(files["picture"], picture(quality, images, f"labels {split}: {cfg.EPIPOLAR.TEACHER}"))
     return quality, files
 

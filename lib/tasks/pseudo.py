@@ -6,7 +6,6 @@ needs a split whose 2D people are known; the labels themselves never see it.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +20,12 @@ from lib import vis
 from lib.dataset import load
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats import pseudo_labels as labels
-from lib.dataset.formats.files import new_file, refuse_existing
 from lib.dataset.formats.pseudo_labels import People
 from lib.dataset.image import read_image
 from lib.drawing.paint import below, beside, letterbox
 from lib.drawing.space_view import person_color
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file, refuse_existing, write_text
 from lib.geometry.association import associate_people
 from lib.metrics.people import greedy_pairs
 from lib.skeleton import get
@@ -98,12 +97,16 @@ _COLUMNS = ("image", "keypoints", "boxes", "score")
 
 
 def target(root: str | Path, split: str, out: str, kind: str, form: str) -> tuple[str, Path]:
-    """Name and file of the labels to be made; DataError where it exists."""
+    """Name and file of the labels to be made; DataError where they exist in either form, or their report or picture."""
     out = out or f"group_{split or 'all'}_pseudo_{kind}"
-    path = Path(root) / f"{out}{SUFFIXES[form]}"
-    for suffix in SUFFIXES.values():
-        refuse_existing(path.with_suffix(suffix))
-    return out, path
+    for path in (*(Path(root) / f"{out}{suffix}" for suffix in SUFFIXES.values()), *_beside(root, out).values()):
+        refuse_existing(path)
+    return out, Path(root) / f"{out}{SUFFIXES[form]}"
+
+
+def _beside(root: str | Path, out: str) -> dict[str, Path]:
+    """What lies beside the labels of this name."""
+    return {"quality": Path(root) / f"{out}{QUALITY}", "picture": Path(root) / f"{out}.png"}
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,12 @@ def write(
     Raises:
         DataError: a file exists, or the table cannot be written.
     """
-    root, path = Path(root), Path(root) / f"{out}{SUFFIXES[form]}"
-    files = {"quality": path.with_name(out + QUALITY), "picture": path.with_name(f"{out}.png")}
+    path, files = target(root, "", out, kind, form)[1], _beside(root, out)
     made = labels.labels_of(ann, people, kind, threshold, min_score)
     quality = judge(made, ann)
     labels.write(made, root, out, form=form, interval=interval)
-    part = files["quality"].with_name(f".{files['quality'].name}.{os.getpid()}.part")
     content = {"made": {"kind": kind, "min_score": min_score, **(made_by or {})}, "quality": quality.to_dict()}
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(part, files["quality"])
+    write_text(files["quality"], json.dumps(content, indent=1, allow_nan=False) + "\n")
     if not sheet(made, root, files["picture"]):
         files.pop("picture")
     return Made(path, made, quality, files)
