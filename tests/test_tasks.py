@@ -226,6 +226,13 @@ def test_one_camera_cannot_triangulate(ann):
         make_labels(ann.select(ann.view == 1), ann.x_img[ann.view == 1], ann.conf[ann.view == 1], Rule())
 
 
+def test_limbs_are_judged_where_they_are_asked_for(ann, tmp_path):
+    task = task_of(tmp_path, **{"TEST.PCP": "absolute"})
+    valid = task.eval_data()["valid"]
+    assert [type(e).__name__ for e in task.judge(valid).beside] == ["LimbEvaluator"]
+    assert not task_of(tmp_path).judge(valid).beside
+
+
 # --- whose data
 
 

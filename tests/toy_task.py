@@ -72,6 +72,7 @@ class ToyTask(Task):
 
     def __init__(self, cfg, dropout: float = 0.2, samples: int = 20, bad: int = -1):
         super().__init__()
+        self.cfg = cfg
         self.model = nn.Sequential(
             nn.Linear(INPUTS, 16),
             nn.Tanh(),

@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import Dataset
 
 from lib.dataset.loader import eval_loader, to_device
-from lib.tasks.limbs import with_limbs
 
 
 @dataclass
@@ -87,7 +86,7 @@ def evaluate_set(trainer, name: str, dataset: Dataset, limit: int | None, figure
     """
     cfg, world, task = trainer.cfg, trainer.world, trainer.task
     loader = eval_loader(dataset, cfg.TEST.BATCH_SIZE, cfg.WORKERS if limit is None else 0, world.rank, world.size)
-    evaluator, kept, pictures = with_limbs(cfg, task.evaluator(dataset), dataset), [], {}
+    evaluator, kept, pictures = task.judge(dataset), [], {}
     with trainer.log.bar(len(loader), name) as bar:
         for index, batch in enumerate(loader):
             batch = to_device(batch, trainer.device)

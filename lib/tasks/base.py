@@ -6,7 +6,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lib.config import Config
 from lib.dataset.image import ImageSpec
+from lib.tasks.limbs import with_limbs
 from lib.weights.adapters import Checkpoint
 
 
@@ -29,6 +31,7 @@ class Task(nn.Module):
     sections: tuple[str, ...] = ()  # configuration sections it reads; a key set in any other one is an error
     key_metric: tuple[str, str] = ("mpjpe_mm", "min")  # what "best" means: a name of the report, and "min" or "max"
     corrections: tuple[str, ...] = ("off",)  # what TEST.CORRECTION may be
+    cfg: Config
     model: nn.Module  # what a released checkpoint contains
     sees: str = "person"  # what its network is shown: "person" = a picture of one, "keypoints" over time, "views" of several people, "pose"
     image_spec: ImageSpec | None = None  # of networks that see pictures; stored with the weights
@@ -66,6 +69,14 @@ class Task(nn.Module):
     def evaluator(self, dataset: Dataset) -> Any:
         """A fresh evaluator (lib/metrics/evaluator.py) for one evaluation set."""
         raise NotImplementedError
+
+    def judge(self, dataset: Dataset) -> Any:
+        """What judges an evaluation set: its evaluator, with what the TEST section asks for beside the numbers of any task.
+
+        Raises:
+            ConfigError: the evaluator cannot tell that.
+        """
+        return with_limbs(self.cfg, self.evaluator(dataset), dataset)
 
     def rows(self, pred: dict[str, Tensor], batch: dict) -> tuple[dict[str, Tensor], dict]:
         """Predictions and batch as the evaluator and predictions.npz take them, a row each; for samples that are several rows."""
