@@ -222,6 +222,10 @@ TREE = Group("", {
         "BODY_MM": Key(0.0, "Sum of the bone lengths for SCALE body, in mm; 0 = an average adult (4150 in h36m17).", at_least(0)),
         "BASELINE_MM": Key(0.0, "Distance of the first two cameras of each rig for SCALE baseline, in mm.", at_least(0)),
         "RIG_FRAMES": Key(500, "Instants, drawn at random, that each rig is estimated from.", at_least(2)),
+        "RIG_METHOD": Key("lmeds", "Search for the relative pose of two cameras: least medians (no threshold, up to half of the matches "
+                          "wrong), RANSAC or MAGSAC++.", choices=("lmeds", "ransac", "magsac")),
+        "RIG_LIMIT_PX": Key(5.0, "Median distance from the epipolar lines, in px of the full image, above which two cameras are not "
+                            "joined; raise it for images far larger than 1000 px or a poor teacher.", POSITIVE),
     }),
     "REFINE": Group("The network of refiner/ that cleans predicted 3D poses, and the pairs of poses it learns from.", {
         "TRAIN": Key("", "Pairs to train on: predictions.npz of a run, or a published train.pkl."),

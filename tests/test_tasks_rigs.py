@@ -177,6 +177,10 @@ def test_rigs_are_recovered_once_per_teacher_and_options(task_of):
     assert len(files("rigs-*")) == 1 and len(files("labels-*")) == 2
     task_of(**{"EPIPOLAR.SCALE": "baseline", "EPIPOLAR.BASELINE_MM": 3000.0}).train_data()
     assert len(files("rigs-*")) == 2 and len(files("labels-*")) == 3
+    task_of(**{"EPIPOLAR.RIG_METHOD": "magsac"}).train_data()
+    assert len(files("rigs-*")) == 3
+    with pytest.raises(GeometryError, match="px, expected at most 1e-07"):
+        task_of(**{"EPIPOLAR.RIG_LIMIT_PX": 1e-7}).train_data()
     rigs.write_bytes(rigs.read_bytes()[:100])
     with pytest.raises(DataError, match="rigs-.*not a readable label file.*delete it, and it is made again"):
         task_of().train_data()

@@ -21,6 +21,8 @@ from lib.geometry.triangulation import ransac_triangulate, reprojection_error, t
 
 METHODS = {"lmeds": "LMEDS", "ransac": "RANSAC", "magsac": "USAC_MAGSAC"}
 SCALES = ("body", "baseline", "none")
+MAX_SAMPSON_PX = 5.0  # of the matches of a pair, in the median
+THRESHOLD_PX = 3.0  # of the search by ransac and magsac; the refinement takes all matches
 MIN_MATCHES = 30  # of one pair; a single frame of 17 joints is nearly degenerate
 MIN_IN_FRONT = 0.7  # share of matches that must lie in front of both cameras
 MINIMAL_SAMPLES = 3000  # matches that the five-point search looks at; the refinement takes all
@@ -88,8 +90,7 @@ def pair_pose(
     cameras: Cameras,  # (2,), of which K and dist are read
     weight: Tensor | None = None,  # (N,) confidence >= 0, 0 = no match
     method: str = "lmeds",
-    threshold_px: float = 3.0,  # of ransac and magsac
-    max_sampson_px: float = 5.0,
+    max_sampson_px: float = MAX_SAMPSON_PX,
 ) -> PairPose:
     """Relative pose from matches gathered over many frames.
 
@@ -122,7 +123,7 @@ def pair_pose(
     def distance(R: Tensor, t: Tensor) -> Tensor:
         return sampson_distance(_fundamental(R, t, cameras.K), x[0], x[1])
 
-    R, t = _refined(n, x, w, cameras.K, _starts(n, x, cameras.K, w, method, threshold_px / focal))
+    R, t = _refined(n, x, w, cameras.K, _starts(n, x, cameras.K, w, method, THRESHOLD_PX / focal))
     error = distance(R, t)
     median = float(error.median())
     if median > max_sampson_px:
@@ -231,8 +232,7 @@ def recover_rig(
     cameras: Cameras,  # (V,), of which K, dist and size are read
     *,
     method: str = "lmeds",
-    threshold_px: float = 3.0,
-    max_sampson_px: float = 5.0,
+    max_sampson_px: float = MAX_SAMPSON_PX,  # of a pair, in the median; for images of about 1000 px
     max_frames: int = 500,  # drawn at random by `seed`; 0 = all
     seed: int = 0,
     loss: str = "cauchy",
@@ -272,7 +272,7 @@ def recover_rig(
         for j in range(i + 1, views):
             try:
                 both = torch.minimum(seen[i], seen[j])
-                pairs[i, j] = pair_pose(x_img[i], x_img[j], cameras[[i, j]], both, method, threshold_px, max_sampson_px)
+                pairs[i, j] = pair_pose(x_img[i], x_img[j], cameras[[i, j]], both, method, max_sampson_px)
             except GeometryError as error:
                 reasons[i, j] = str(error)
     R, t = _chained(pairs, reasons, x, seen, cameras.K)

@@ -25,6 +25,7 @@ from lib.errors import MALFORMED, DataError, WeightsError
 from lib.files import replaced
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert, transform_points
+from lib.geometry.rig_recovery import MAX_SAMPSON_PX
 from lib.ranks import once
 from lib.skeleton import check_same, get
 from lib.tasks import data
@@ -169,13 +170,16 @@ class EpipolarTask(IntegralTask):
         """Cameras whose R and t come from the teacher's joints, kept in a file beside the labels."""
         e = self.cfg.EPIPOLAR
         options = [e.SCALE, e.BODY_MM, e.BASELINE_MM, self.cfg.DATASET.DEPTH_RANGE, e.RIG_FRAMES, e.MIN_CONF]
+        search = {"method": e.RIG_METHOD, "limit_px": e.RIG_LIMIT_PX}
+        if search != {"method": "lmeds", "limit_px": MAX_SAMPSON_PX}:  # rigs that were made before there was a choice stay valid
+            options.append(search)
         key = self.digest(options, ann, (ann.cameras.K.numpy(), ann.cameras.dist.numpy()))
         path = self.cache_path(f"rigs-{key[:12]}.npz")
 
         def recover() -> None:
             self.predicted = (ann.x_img, *self.teacher_predictions(ann))
             scale = Scale(e.SCALE, e.BODY_MM, e.BASELINE_MM, self.cfg.DATASET.DEPTH_RANGE)
-            cameras, rigs = recover_rigs(ann, *self.predicted[1:], scale, e.RIG_FRAMES, min_conf=e.MIN_CONF)
+            cameras, rigs = recover_rigs(ann, *self.predicted[1:], scale, e.RIG_FRAMES, min_conf=e.MIN_CONF, **search)
             for name, rig in rigs.items():
                 log.info("%s: %d instants, median reprojection error %.2f px", name, len(rig.frames), rig.error_px)
             _write(path, key, {"R": cameras.R.numpy(), "t": cameras.t.numpy()})

@@ -17,7 +17,7 @@ from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
 from lib.errors import GeometryError
 from lib.geometry.camera import Cameras
-from lib.geometry.rig_recovery import Rig, recover_rig, rig_errors
+from lib.geometry.rig_recovery import MAX_SAMPSON_PX, Rig, recover_rig, rig_errors
 
 log = logging.getLogger("parallax")
 
@@ -64,6 +64,8 @@ def recover_rigs(
     frames: int = 500,
     seed: int = 0,
     min_conf: float = 0.0,
+    method: str = "lmeds",
+    limit_px: float = MAX_SAMPSON_PX,
 ) -> tuple[Cameras, dict[str, Rig]]:
     """The cameras of a table with recovered R and t.
 
@@ -91,8 +93,9 @@ def recover_rigs(
         x, c = torch.from_numpy(x_img[table]).double(), torch.from_numpy(conf[table] * (table >= 0)[..., None]).double()
         try:
             rig = recover_rig(
-                x, c, cameras[torch.from_numpy(rows)], max_frames=frames, seed=seed, scale=scale.kind, length_mm=length, bones=bones
-            )
+                x, c, cameras[torch.from_numpy(rows)], method=method, max_sampson_px=limit_px, max_frames=frames, seed=seed,
+                scale=scale.kind, length_mm=length, bones=bones,
+            )  # fmt: skip
         except GeometryError as error:
             raise GeometryError(f"EPIPOLAR.EXTRINSICS estimated: {name}: {error}") from error
         factor = _box_factor(ann, table[rig.frames.numpy()], rig, scale.box_mm) if scale.kind == "none" else 1.0
