@@ -67,15 +67,9 @@ def parameters(state: Mapping[str, Tensor]) -> int:
     return sum(v.numel() for k, v in state.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked")))
 
 
-def stored(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The configuration in a checkpoint of ours; {} in files of others, whatever they call by that name."""
-    found = checkpoint.meta.get("config") if checkpoint.kind == "parallax" else None
-    return found if isinstance(found, dict) and isinstance(found.get("MODEL", {}), dict) else {}
-
-
 def needs(checkpoint: Checkpoint) -> Needs:
     """The configuration of a checkpoint's network; where the file stores one, what it says of joints and bins decides."""
-    section = stored(checkpoint).get("MODEL", {})
+    section = checkpoint.config.get("MODEL", {})
     return needs_of(checkpoint.state_dict, checkpoint.meta, section.get("NUM_JOINTS"), section.get("DEPTH_RES"))
 
 
@@ -110,8 +104,8 @@ def configuration(checkpoint: Checkpoint, file: str | None = None, overrides: Se
     changes = {s.key: s.value for s in config.read_arguments(config.SCHEMA, overrides)}
     if file:
         return config.from_dict(config.load(file, overrides).to_dict(), _START | task)
-    if stored(checkpoint):
-        return config.from_dict(stored(checkpoint), changes | _START | task)
+    if checkpoint.config:
+        return config.from_dict(checkpoint.config, changes | _START | task)
     return config.defaults().with_values(needs(checkpoint).settings | changes | _START | task)
 
 
@@ -199,7 +193,7 @@ def trained(checkpoint: Checkpoint) -> tuple[int, float]:
     count, step, each = (found.get(key) for key in ("epoch", "step", "steps_per_epoch"))
     if not isinstance(count, int):
         count = step // each if isinstance(step, int) and isinstance(each, int) and each > 0 else 0
-    start = stored(checkpoint).get("TRAIN")
+    start = checkpoint.config.get("TRAIN")
     rates = found.get("lr"), start.get("LR") if isinstance(start, Mapping) else None, config.defaults().TRAIN.LR
     return count, float(next(rate for rate in rates if isinstance(rate, int | float)))
 

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.convert import configuration, named, network_kind, stored
-from lib.dataset.formats.files import new_file, refuse_existing
+from lib.convert import configuration, named, network_kind
 from lib.errors import RunError, WeightsError
+from lib.files import new_file, refuse_existing
 from lib.skeleton import get
 from lib.tasks import build
 from lib.tasks.base import Task
@@ -165,7 +165,7 @@ def export(checkpoint: Checkpoint, out: str | Path, overrides: Sequence[str] = (
             f"{checkpoint.source}: holds {named(kind)}, expected a network that sees one person's crop (TASK integral, epipolar or fusion) "
             "or lifts keypoints (TASK temporal); only those can be exported"
         )
-    if not stored(checkpoint):
+    if not checkpoint.config:
         raise WeightsError(f"{checkpoint.source}: holds weights but no configuration; make a checkpoint of it first with "
                            "scripts/convert.py convert")  # fmt: skip
     task = build(configuration(checkpoint, overrides=overrides))

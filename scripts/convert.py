@@ -124,7 +124,7 @@ def show_needs(checkpoint) -> None:
     from lib import config
     from lib import convert as forms
 
-    found, known = forms.needs(checkpoint), bool(forms.stored(checkpoint))
+    found, known = forms.needs(checkpoint), bool(checkpoint.config)
     if found.settings:
         title = "\nneeds this configuration, which it holds itself" if known else "\nneeds, in the YAML of an experiment"
         print(title + "".join(f"\n  {line}" for line in found.to_yaml().splitlines()))
@@ -141,19 +141,18 @@ def show_needs(checkpoint) -> None:
 
 def next_steps(checkpoint, kind: str, file: Path) -> list[str]:
     """What the file is good for, in commands where there are some."""
-    from lib import convert as forms
     from lib.weights.adapters import KINDS
     from lib.weights.needs import FUSION, LIFTING
 
     pictures = kind in ("pose_resnet", *FUSION)
-    if forms.stored(checkpoint) and pictures:
+    if checkpoint.config and pictures:
         return [
             f"python scripts/predict.py PICTURE --checkpoint {file}",
             f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, on the data of an experiment",
         ]
     if kind in LIFTING:
         judged = f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, with an experiment such as in experiments/video"
-        if forms.stored(checkpoint):
+        if checkpoint.config:
             film = f"python scripts/predict.py --keypoints FILE --checkpoint {file}    lifts keypoints of a video"
             return [film, judged, f"python scripts/convert.py convert {file} OUT --to reference    for VideoPose3D itself"]
         return [
@@ -170,7 +169,7 @@ def next_steps(checkpoint, kind: str, file: Path) -> list[str]:
         ]
     if kind == "pose_machine":
         saved = f"python scripts/correct.py POSES --checkpoint {file}    corrects saved poses through its projector"
-        if forms.stored(checkpoint):
+        if checkpoint.config:
             return [
                 f"python scripts/predict.py PICTURE --checkpoint {file}    a video works, too; --correct corrects each pose",
                 f"python scripts/valid.py --cfg YAML MODEL.RESUME {file}    judges it, on the data of an experiment",
@@ -219,7 +218,7 @@ def printable(value: object) -> str:
 
 def convert(args: argparse.Namespace) -> int:
     from lib import convert as forms
-    from lib.dataset.formats.files import refuse_existing
+    from lib.files import refuse_existing
     from lib.weights.load import read
     from lib.weights.needs import LIFTING
 
@@ -246,7 +245,7 @@ def convert(args: argparse.Namespace) -> int:
 
         norm = dataclasses.asdict(Statistics.read(args.norm, checkpoint.state_dict["w1.weight"].shape[1]))
     print(forms.convert(checkpoint, args.out, args.to, args.cfg, args.overrides, norm, args.color))
-    if args.to == "ours" and not args.cfg and not forms.stored(checkpoint):
+    if args.to == "ours" and not args.cfg and not checkpoint.config:
         said = " ".join([*args.overrides, "REFINE.NORM" if norm else ""])
         for note in forms.needs(checkpoint).notes:
             if not any(key in said for key in re.findall(r"[A-Z]+\.[A-Z_]+", note)):  # what was said was not assumed

@@ -323,6 +323,21 @@ def test_a_frozen_teacher_teaches_and_never_changes(ann, tmp_path):
     assert not any(k.startswith("teacher") for k in task.model.state_dict())
 
 
+def test_labels_of_bare_weights_belong_to_what_is_assumed_of_them(ann, tmp_path):
+    """Size, network and reading of the maps then come from the student's configuration; a checkpoint knows its own."""
+    teacher = task_of(tmp_path)
+    torch.save(teacher.model.state_dict(), bare := tmp_path / "teacher.pth")
+    known = save_checkpoint(teacher, tmp_path / "teacher.pth.tar")
+    changes = ({"MODEL.IMAGE_SIZE": [96, 96]}, {"TEST.FLIP_TEST": True}, {"TEST.DECODE": "argmax"}, {"TEST.POST_PROCESS": False})
+
+    def key(path, **values):
+        return epipolar(tmp_path, **{"EPIPOLAR.TEACHER": str(path), **values}).cache_key(ann)
+
+    assert len({key(bare), key(known), *(key(bare, **values) for values in changes)}) == 6
+    assert {key(known, **values) for values in changes} == {key(known)}
+    assert key(bare, **{"TRAIN.LR": 0.5, "TEST.BATCH_SIZE": 3}) == key(bare)  # which change no prediction
+
+
 def test_cached_teacher_predictions_cover_every_view(ann, tmp_path):
     teacher = task_of(tmp_path, **HEADS["heatmap"])
     path = save_checkpoint(teacher, tmp_path / "teacher.pth.tar")

@@ -32,7 +32,7 @@ from lib.tasks import data
 from lib.tasks.base import Step, Task
 from lib.tasks.integral import IntegralTask
 from lib.tasks.labels import Labels, Rule, make_labels, relabel, triangulate_views
-from lib.tasks.restore import restore
+from lib.tasks.restore import assumed, restore
 from lib.tasks.rigs import Scale, log_rigs, recover_rigs, without_poses
 
 AGAIN = "delete it, and it is made again"
@@ -208,6 +208,8 @@ class EpipolarTask(IntegralTask):
                     f"{teacher}: the teacher cannot be read ({error.strerror}); train a 2D network first, and set EPIPOLAR.TEACHER to it"
                 ) from error
         options = [*options, teacher == ANNOTATION, self.cfg.DATASET.BOX_SCALE, self.skeleton]
+        if teacher != ANNOTATION and (values := assumed(teacher, self.cfg)):
+            options.append(values)
         digest.update(json.dumps(options).encode())
         for array in (ann.sequence, ann.frame, ann.view, ann.person, ann.box, ann.camera, ann.x_img, *calibration):
             digest.update(np.ascontiguousarray(array))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.config import Config, from_dict
 from lib.dataset.image import ImageSpec
@@ -23,6 +24,7 @@ KINDS = {
 
 # What a checkpoint was trained from is not needed, and may not exist where it is used.
 _UNUSED = {"MODEL.PRETRAINED": "", "MODEL.RESUME": "", "MODEL.INIT_WEIGHTS": False, "MODEL.INIT_FILE": ""}
+_READING = ("LOSS.FN", "TEST.DECODE", "TEST.POST_PROCESS", "TEST.FLIP_TEST")  # of maps; see IntegralTask
 
 
 def restore(path: str | Path, fallback: Config | None = None, evidence: str = "", sees: Sequence[str] = ()) -> Task:
@@ -41,9 +43,8 @@ def restore(path: str | Path, fallback: Config | None = None, evidence: str = ""
         ConfigError: its task cannot correct by this evidence.
     """
     checkpoint = read(path)
-    values = checkpoint.meta.get("config") if checkpoint.kind == "parallax" else None
-    if values:
-        cfg = from_dict(values, _UNUSED)
+    if checkpoint.config:
+        cfg = from_dict(checkpoint.config, _UNUSED)
     elif fallback is not None:
         cfg = fallback.with_values(_UNUSED)
         if cfg.TASK == "epipolar":  # its student is the network of integral, which does not read all of its sections
@@ -61,6 +62,19 @@ def restore(path: str | Path, fallback: Config | None = None, evidence: str = ""
     task = build(_correcting(cfg, evidence, path))
     adopt(task, checkpoint)
     return task.eval()
+
+
+def assumed(path: str | Path, fallback: Config) -> dict[str, Any]:
+    """The values of `fallback` that decide what `restore` makes of bare weights for crops, and how their maps are read; {} for a
+    checkpoint, which knows its own.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    if read(path).config:
+        return {}
+    values = fallback.with_values(_UNUSED).flat()
+    return {key: value for key, value in values.items() if key.startswith("MODEL.") or key in _READING}
 
 
 def _correcting(cfg: Config, evidence: str, path: str | Path) -> Config:

@@ -27,6 +27,12 @@ class Checkpoint:
     source: str = "checkpoint"
     wrapping: str = "bare state dict"
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration in a checkpoint of ours; {} in files of others, whatever they call by that name."""
+        found = self.meta.get("config") if self.kind == "parallax" else None
+        return found if isinstance(found, dict) and isinstance(found.get("MODEL", {}), dict) else {}
+
 
 @dataclass(frozen=True)
 class Kind:
