@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lib import config
 from lib.config import Config
-from lib.dataset.formats.files import new_file
 from lib.dataset.image import ImageSpec
 from lib.engine import checkpoint as ours
 from lib.errors import WeightsError
+from lib.files import OF_TORCH, new_file
 from lib.models.temporal import TemporalModel
 from lib.tasks import build
 from lib.weights.adapters import KINDS, Checkpoint, State, kind_of, resnet_stages, strip_prefix
@@ -262,11 +262,8 @@ def convert(
         raise WeightsError(
             f"{checkpoint.source}: holds {named(kind)}, expected a pose ResNet, a pose machine, a lifting network or a refiner{use}"
         )
-    with new_file(out) as part:
-        try:
-            write(state, part)
-        except RuntimeError as error:  # so torch reports a full disk
-            raise OSError(str(error).split("\n")[0]) from error
+    with new_file(out, causes=OF_TORCH) as part:
+        write(state, part)
     return f"{out}: {said}"
 
 

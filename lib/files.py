@@ -24,14 +24,14 @@ def refuse_existing(path: Path) -> None:
 
 
 @contextmanager
-def new_file(path: str | Path, error: type[ParallaxError] = DataError, advice: str = ADVICE) -> Iterator[Path]:
+def new_file(path: str | Path, causes: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
     """As `replaced`, of a file that must not exist yet.
 
     Raises:
-        DataError: `path` exists.    error: it cannot be written.
+        DataError: `path` exists, or cannot be written.
     """
     refuse_existing(Path(path))
-    with replaced(path, error, advice) as part:
+    with replaced(path, causes=causes) as part:
         yield part
 
 

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from lib import skeleton as skeletons
 from lib import unpickle
-from lib.dataset.formats.files import new_file
 from lib.dataset.loader import Key
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file
 from lib.registry import nearest
 
 PUBLISHED = "mpii16"  # joint order of the release's pickles

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lib import config
-from lib.dataset.formats.files import new_file, refuse_existing
 from lib.engine import Trainer, run_dir, start
 from lib.errors import RunError, WeightsError
+from lib.files import new_file, refuse_existing
 from lib.tasks import build
 from lib.weights.adapters import Checkpoint
 from lib.weights.load import load_into, read

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def correct(args: argparse.Namespace) -> int:
-    from lib.dataset.formats.files import refuse_existing
+    from lib.files import refuse_existing
     from lib.prediction import saved_poses  # after the arguments: --help answers at once
 
     check_folder(args.out)

@@ -80,8 +80,8 @@ from lib.config import load
 from lib.dataset import load as load_annotations
 from lib.dataset.image import read_image
 from lib.drawing.paint import beside
-from lib.engine.checkpoint import atomic_write
 from lib.errors import MALFORMED, DataError, ParallaxError, RunError
+from lib.files import replaced, write_text
 from lib.prediction.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.prediction.lift_video import FORMS, lift_video
 from lib.prediction.lift_video import result_files as lifted_files
@@ -535,11 +535,12 @@ def make_folder(path: Path) -> None:
 
 def save_tables(as_json: Path, as_npz: Path, record: dict, people: list[Prediction], skeleton: Skeleton, **more: np.ndarray) -> None:
     """The JSON file, and an npz of one row per person."""
-    atomic_write(as_json, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
+    write_text(as_json, json.dumps(record, indent=1) + "\n", RunError)
     columns = {name: [getattr(p, name) for p in people] for name in COLUMNS}
     columns |= {name: [getattr(p.correction, name, None) for p in people] for name in CORRECTED}
     arrays = {name: np.stack(rows) for name, rows in columns.items() if rows and rows[0] is not None} | more
-    atomic_write(as_npz, lambda file: np.savez_compressed(file, joints=np.array(skeleton.joints), **arrays))
+    with replaced(as_npz, RunError) as part:
+        np.savez_compressed(part, joints=np.array(skeleton.joints), **arrays)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos

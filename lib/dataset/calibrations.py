@@ -28,9 +28,9 @@ import cv2
 import numpy as np
 import torch
 
-from lib.dataset.formats.files import new_file
 from lib.dataset.opencv_files import read_storage
 from lib.errors import MALFORMED, DataError, GeometryError
+from lib.files import new_file
 from lib.geometry.camera import Cameras
 from lib.geometry.voxel import space_from_cameras
 

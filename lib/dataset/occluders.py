@@ -14,6 +14,7 @@ import numpy as np
 
 from lib.dataset.image import read_image
 from lib.errors import MALFORMED, DataError
+from lib.files import replaced
 
 log = logging.getLogger("parallax")
 
@@ -193,16 +194,11 @@ def _load_cache(path: Path, stamp: np.ndarray) -> list[np.ndarray] | None:
 
 
 def _save_cache(path: Path, stamp: np.ndarray, objects: Sequence[np.ndarray]) -> bool:
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")  # several processes may begin at once
+    shapes, pixels = np.array([item.shape[:2] for item in objects]), np.concatenate([item.ravel() for item in objects])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shapes, pixels = np.array([item.shape[:2] for item in objects]), np.concatenate([item.ravel() for item in objects])
-        with open(part, "wb") as file:
-            np.savez(file, stamp=stamp, shapes=shapes, pixels=pixels)
-        os.replace(part, path)
-    except OSError:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
+        with replaced(path) as part:
+            np.savez(part, stamp=stamp, shapes=shapes, pixels=pixels)
+    except DataError:
         return False
     return True
 

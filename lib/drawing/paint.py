@@ -1,7 +1,5 @@
 """Canvas work under lib/vis.py: anti-aliased lines and dots, texts, tiles and pages, and writing a picture to disk."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +9,7 @@ import cv2
 import numpy as np
 
 from lib.errors import GeometryError, RunError
+from lib.files import replaced
 
 RGB = tuple[int, int, int]
 LEFT, RIGHT, MIDDLE, TRUTH = (38, 126, 240), (240, 106, 34), (30, 170, 118), (120, 124, 132)
@@ -146,18 +145,6 @@ def save_image(path, rgb) -> Path:
     if not ok:
         ending = path.suffix or "no ending"
         raise RunError(f"{path}: {ending!r} is not a picture format that can be written; use .png or .jpg")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data.tobytes())
-            os.chmod(temporary, 0o644)  # mkstemp gives 0600; a picture is meant to be shared
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        why = error.strerror or error
-        raise RunError(f"{path}: the picture cannot be written ({why}); choose another folder") from error
+    with replaced(path, RunError) as part:
+        part.write_bytes(data.tobytes())
     return path

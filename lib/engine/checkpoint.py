@@ -6,9 +6,7 @@
 `model_best.pth.tar` holds the same without the training state; `final_state.pth.tar` is the bare state_dict.
 """
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,34 +14,23 @@ import torch
 
 from lib.engine.distributed import HOST, set_rng_state
 from lib.errors import MALFORMED, RunError
+from lib.files import OF_TORCH, replaced
 
 FORMAT = 1
 KIND = "parallax"
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Calls `write(file)` on a temporary file, flushes it to the disk and renames it: `path` is old or new, never half.
+    """Writes a file of a run directory by `write(file)`: `path` is old or new, never half, even after a power cut.
 
     Raises:
         RunError: the folder cannot be written, or the disk is full; what was at `path` is untouched.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself survives a power cut
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written ({e}); free some space or set OUTPUT_DIR to another folder") from e
+    with (
+        replaced(path, RunError, "free some space or set OUTPUT_DIR to another folder", OF_TORCH, lasting=True, parents=False) as part,
+        part.open("wb") as file,
+    ):
+        write(file)
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:

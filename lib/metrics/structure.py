@@ -10,7 +10,6 @@ truth does not turn self-supervised training into supervised training. Numbers c
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lib.errors import MALFORMED, ConfigError, DataError, GeometryError
+from lib.files import replaced
 from lib.metrics.pose import CHUNK
 from lib.skeleton import SKELETONS, Skeleton, get
 
@@ -136,14 +136,8 @@ def save(path: str | Path, clusters: Clusters) -> None:
         raise DataError(f"{path}: is there already, and scores that were measured with it need it; delete it, or choose another name")
     arrays = {name: np.array(value) for name, value in vars(clusters).items() if name != "centers"}
     arrays |= {"version": np.array(VERSION), "joints": np.array(get(clusters.skeleton).joints), "centers": clusters.centers.cpu().numpy()}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror}); make the folder writable, or choose another") from None
+    with replaced(path, advice="make the folder writable, or choose another", parents=False) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def load(path: str | Path, skeleton: Skeleton | str | None = None) -> Clusters:

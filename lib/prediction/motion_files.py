@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.engine.checkpoint import atomic_write
 from lib.errors import RunError
+from lib.files import replaced
 
 
 def save_as(path: str | Path, writers: Mapping[str, Callable[[], bytes]]) -> Path:
@@ -20,12 +20,8 @@ def save_as(path: str | Path, writers: Mapping[str, Callable[[], bytes]]) -> Pat
     path = Path(path)
     if path.suffix not in writers:
         raise RunError(f"{path}: ending {path.suffix or 'missing'}, expected one of {' '.join(writers)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path.parent}: cannot be made ({error.strerror}); choose another folder") from error
-    data = writers[path.suffix]()
-    atomic_write(path, lambda file: file.write(data))
+    with replaced(path, RunError) as part:
+        part.write_bytes(writers[path.suffix]())
     return path
 
 

@@ -19,10 +19,9 @@ from torch import Tensor
 from lib.config import Config, from_dict, load
 from lib.correction import Corrected
 from lib.dataset.formats import machine_lists
-from lib.dataset.formats.files import refuse_existing
 from lib.dataset.formats.machine_files import write_actions
-from lib.engine.checkpoint import atomic_write
-from lib.errors import DataError, WeightsError
+from lib.errors import DataError, RunError, WeightsError
+from lib.files import refuse_existing, replaced, write_text
 from lib.geometry.crop import transform_points
 from lib.metrics.machine import STAGES, MachineEvaluator
 from lib.metrics.report import Report
@@ -229,11 +228,10 @@ def save(folder: Path, poses: SavedPoses, skeleton: Skeleton, made: Mapping[str,
     arrays = {name: value.cpu().numpy() for name, value in made.items()} | dict(poses.about) | {"skeleton": np.array(skeleton.name)}
     if poses.truth is not None:
         arrays["X_true"] = poses.to_skeleton(skeleton).truth.numpy()
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / RESULTS, lambda file: np.savez_compressed(file, **arrays))
+    with replaced(folder / RESULTS, RunError) as part:
+        np.savez_compressed(part, **arrays)
     if report is not None:
-        text = json.dumps(report.to_dict(), indent=2) + "\n"
-        atomic_write(folder / TABLE, lambda file: file.write(text.encode()))
+        write_text(folder / TABLE, json.dumps(report.to_dict(), indent=2) + "\n", RunError)
 
 
 def save_actions(folder: Path, poses: SavedPoses, skeleton: Skeleton, made: Mapping[str, Tensor]) -> None:

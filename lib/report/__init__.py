@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from lib.engine.checkpoint import atomic_write
+from lib.errors import RunError
+from lib.files import write_text
 from lib.report import page, run_files
 
 FILE = "report.html"
@@ -24,7 +25,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     run = run_files.read(folder)
     target = Path(out) if out else run.folder / FILE
     text = page.html(run)
-    atomic_write(target, lambda file: file.write(text.encode()))
+    write_text(target, text, RunError)
     return target
 
 

@@ -13,8 +13,8 @@ from lib import vis
 from lib.dataset.formats import detections
 from lib.dataset.formats.detections import VideoKeypoints
 from lib.dataset.formats.detector_files import read_detections
-from lib.dataset.formats.files import refuse_existing
 from lib.errors import DataError
+from lib.files import refuse_existing
 from lib.skeleton import get
 from lib.video import Video
 

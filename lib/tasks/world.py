@@ -15,7 +15,7 @@ from lib import skeleton as skeletons
 from lib import vis
 from lib.dataset.formats import FORMATS, h36m_constants, keypoints_npz, synthetic
 from lib.errors import MALFORMED, ConfigError, DataError
-from lib.files import locked
+from lib.files import locked, write_text
 from lib.geometry.camera import Cameras
 from lib.registry import resolve
 from lib.synthetic import stage
@@ -174,9 +174,7 @@ def ensure_native(
             if _exists(root, native):
                 continue
             found[native.split] = origin(world)  # the marker comes first: a split that it names but that is missing is made again
-            part = root / f".{MARKER}.part"
-            part.write_text(json.dumps({"layout": layout, "splits": found}, indent=1) + "\n")
-            os.replace(part, root / MARKER)
+            write_text(root / MARKER, json.dumps({"layout": layout, "splits": found}, indent=1) + "\n", advice=OTHER_ROOT)
             write(world.annotations(), root, native.split, world.image, **keywords)
     return [native.split for native in worlds]
 
@@ -205,9 +203,8 @@ def ensure_motion(root: str | Path, seconds: float = 240.0, seed: int = 0) -> No
             return
         rigs = {name: h36m_constants.cameras(name) for name in stage.subjects()}
         clips = list(stage.clips(rigs, seed, seconds))
-        part = root / f".{MARKER}.part"
-        part.write_text(json.dumps({"layout": MOTION_LAYOUT, "splits": {"motion": wanted}}, indent=1) + "\n")
-        os.replace(part, root / MARKER)  # the marker comes first: an archive that is missing beside it is made again
+        # the marker comes first: an archive that is missing beside it is made again
+        write_text(root / MARKER, json.dumps({"layout": MOTION_LAYOUT, "splits": {"motion": wanted}}, indent=1) + "\n", advice=OTHER_ROOT)
         write_archives(root, clips, rigs, seed)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import WeightsError
+from lib.files import OF_TORCH, replaced
 from lib.weights.adapters import Checkpoint, State, describe, kind_of, resnet_layers, resnet_stages, strip_prefix, unwrap
 from lib.weights.imagenet import imagenet_state
 from lib.weights.machine import read_release
 from lib.weights.needs import differences, needs_of
 from lib.weights.unpickle import Inert, load_file
 from lib.weights.voxelpose import backbone_state, parts_of
-from lib.weights.writing import replaced
 
 log = logging.getLogger("parallax")
 HEADS = (  # what a network for other joints has of its own
@@ -241,7 +241,7 @@ def write_reference(state: Mapping[str, Tensor], path: str | Path) -> None:
     Raises:
         WeightsError: the folder cannot be written; an older file of that name is then untouched.
     """
-    with replaced(path) as part:
+    with replaced(path, WeightsError, causes=OF_TORCH, parents=False) as part:
         torch.save({f"module.{k}": v.detach().cpu().contiguous() for k, v in strip_prefix(state).items()}, part)
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lib import unpickle
 from lib.errors import MALFORMED, DataError, WeightsError
+from lib.files import replaced
 from lib.models.pose_machine import PoseNormalizer
 from lib.weights.adapters import Checkpoint, State, kind_of, resnet_layers, resnet_stages
 from lib.weights.caffe import looks_like_caffe, read_caffemodel
-from lib.weights.writing import replaced
 
 _HEAD = 1 << 16  # bytes that tell what a file is
 _CONVOLUTIONS = (
@@ -192,7 +192,7 @@ def write_npz(layers: Mapping[str, Tensor], path: str | Path) -> None:
     Raises:
         WeightsError: the folder cannot be written; an older file of that name is then untouched.
     """
-    with replaced(path) as part, part.open("wb") as file:
+    with replaced(path, WeightsError, parents=False) as part, part.open("wb") as file:
         np.savez(file, **{name: value.detach().cpu().numpy() for name, value in layers.items()})
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.errors import WeightsError
+from lib.files import OF_TORCH, replaced
 from lib.skeleton import SKELETONS
 from lib.weights.adapters import Checkpoint, State, strip_prefix
 
@@ -164,14 +165,8 @@ def write_videopose3d(
     content = {"epoch": int(epoch), "lr": float(lr), "optimizer": None, "model_pos": _on_host(pose_state)}
     if trajectory_state is not None:
         content["model_traj"] = _on_host(trajectory_state)
-    part = path.with_name(path.name + ".part")
-    try:
+    with replaced(path, WeightsError, causes=OF_TORCH, parents=False) as part:
         torch.save(content, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        reason = str(error).split("\n")[0]
-        raise WeightsError(f"{path}: cannot be written ({reason}); choose another folder") from error
 
 
 def _on_host(state: Mapping[str, Tensor]) -> State:

@@ -25,10 +25,11 @@ from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import center_form, read_calibration, resized
-from lib.dataset.formats.files import findings, need, new_file, part_folder, refuse_existing, write_images
+from lib.dataset.formats.files import findings, need, part_folder, write_images
 from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.multiview import ChosenImages, boxes_of, names_of, observed, renumbered, rigs
 from lib.errors import MALFORMED, DataError
+from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
 
 DETECTED = "coco17"

@@ -15,8 +15,9 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, widened
-from lib.dataset.formats.files import findings_of, image_size, new_file, no_cameras, number_within, place_images, refuse_existing
+from lib.dataset.formats.files import findings_of, image_size, no_cameras, number_within, place_images
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file, refuse_existing
 
 SKELETON = "coco17"
 JOINTS = skeletons.get(SKELETON).num

@@ -24,11 +24,12 @@ from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import Calibration, read_calibration, report, write_cameras
 from lib.dataset.formats.detector_files import read_detections
-from lib.dataset.formats.files import findings, image_size, part_folder, refuse_existing, write_images
+from lib.dataset.formats.files import findings, image_size, part_folder, write_images
 from lib.dataset.formats.multiview import ChosenImages, renumbered, rigs
 from lib.dataset.formats.pseudo_labels import clipped, hard_labels, to_panoptic
 from lib.dataset.formats.video import extract_frames
 from lib.errors import DataError
+from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
 
 SKELETON = "panoptic15"

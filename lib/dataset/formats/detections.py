@@ -21,8 +21,8 @@ from scipy.optimize import linear_sum_assignment
 
 from lib import skeleton as skeletons
 from lib.dataset.formats.detector_files import Detections, person_slot, read_detections
-from lib.dataset.formats.files import new_file
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file
 from lib.skeleton import Skeleton
 from lib.unpickle import load_npz
 

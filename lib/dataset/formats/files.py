@@ -1,5 +1,5 @@
-"""What several layouts share: the table as plain arrays in a file, images written by several processes, files that appear
-only when they are complete, and what can be said about any table before it is trained on.
+"""What several layouts share: the table as plain arrays in a file, images written by several processes, folders that
+appear only when they are complete, and what can be said about any table before it is trained on.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
 from lib.errors import DataError
+from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
 
 JPEG_QUALITY = 95
@@ -52,26 +53,6 @@ def save_table(ann: Annotations, names: list[str], path: str | Path) -> str:
 
 
 @contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and removed otherwise.
-
-    Raises:
-        DataError: `path` exists, or cannot be written.
-    """
-    path = Path(path)
-    refuse_existing(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
 def part_folder(root: str | Path, split: str) -> Iterator[Path]:
     """A hidden folder below `root` for what is not complete yet: empty at first, and removed with all that was not moved out of it.
 
@@ -87,12 +68,6 @@ def part_folder(root: str | Path, split: str) -> Iterator[Path]:
         raise DataError(f"{root}: {split} cannot be written ({error.strerror or error}); free space or choose another folder") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def refuse_existing(path: Path) -> None:
-    """DataError where something is already there."""
-    if path.exists():
-        raise DataError(f"{path}: exists already and is never overwritten; choose another folder, or delete it first")
 
 
 def no_cameras() -> Cameras:

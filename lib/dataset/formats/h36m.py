@@ -24,16 +24,9 @@ import torch
 from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats.files import (
-    findings,
-    image_size,
-    load_table,
-    new_file,
-    place_images,
-    refuse_existing,
-    save_table,
-)
+from lib.dataset.formats.files import findings, image_size, load_table, place_images, save_table
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file, refuse_existing
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")

@@ -17,8 +17,9 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats.files import findings, image_size, part_folder, refuse_existing, write_images
+from lib.dataset.formats.files import findings, image_size, part_folder, write_images
 from lib.errors import MALFORMED, ConfigError, DataError
+from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
 
 SKELETON = "h36m17"

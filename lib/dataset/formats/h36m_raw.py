@@ -29,10 +29,11 @@ from tqdm import tqdm
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats import h36m
-from lib.dataset.formats.files import findings, need, new_file, part_folder, refuse_existing
+from lib.dataset.formats.files import findings, need, part_folder
 from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.video import extract_frames
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file, refuse_existing, replaced
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")
@@ -565,9 +566,8 @@ def _write_metadata(path: Path, ann: Annotations, rig: Cameras, old: Release | N
     cameras = ElementTree.SubElement(ElementTree.SubElement(top, "dbcameras"), "index2id")
     for camera in h36m.CAMERA_IDS:
         ElementTree.SubElement(cameras, "item").text = camera
-    part = path.with_name(".metadata.xml.part")
-    part.write_bytes(ElementTree.tostring(top, encoding="utf-8", xml_declaration=True))
-    os.replace(part, path)
+    with replaced(path) as part:
+        part.write_bytes(ElementTree.tostring(top, encoding="utf-8", xml_declaration=True))
 
 
 def _write_sequence(root: Path, ann: Annotations, s: int, label: str, rig: Cameras, image: Callable | None) -> None:

@@ -23,11 +23,12 @@ import torch
 
 from lib import skeleton as skeletons
 from lib.dataset.formats import h36m, h36m_constants, humaneva_constants
-from lib.dataset.formats.files import CAMERA_FIELDS, LIMBS_MM, new_file, refuse_existing
+from lib.dataset.formats.files import CAMERA_FIELDS, LIMBS_MM
 from lib.dataset.formats.h36m_constants import cameras as h36m_cameras
 from lib.dataset.formats.humaneva_constants import cameras as humaneva_cameras
 from lib.dataset.tracks import Tracks
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file, refuse_existing
 from lib.geometry.camera import Cameras
 from lib.unpickle import load_npz
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib.dataset.formats import h36m
-from lib.dataset.formats.files import new_file, refuse_existing
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import DataError
+from lib.files import new_file, refuse_existing
 
 SKELETON = "h36m16"
 JOINTS, ROOT = skeletons.get(SKELETON).num, skeletons.get(SKELETON).root_index

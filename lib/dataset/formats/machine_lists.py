@@ -26,7 +26,7 @@ from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, widened
 from lib.dataset.clips import LENGTH
 from lib.dataset.formats import h36m
-from lib.dataset.formats.files import findings_of, image_size, no_cameras, number_within, place_images, refuse_existing
+from lib.dataset.formats.files import findings_of, image_size, no_cameras, number_within, place_images
 from lib.dataset.formats.h36m_challenge import FAR, far_cameras, in_the_middle
 from lib.dataset.formats.machine_files import (
     JOINTS,
@@ -44,6 +44,7 @@ from lib.dataset.formats.machine_files import (
 )
 from lib.dataset.image import warp
 from lib.errors import DataError
+from lib.files import refuse_existing
 from lib.geometry.crop import crop_affine, transform_points
 from lib.metrics.machine import MachineEvaluator
 from lib.metrics.report import Report

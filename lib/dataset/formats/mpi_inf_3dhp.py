@@ -19,10 +19,11 @@ import torch
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, concat
-from lib.dataset.formats.files import findings_of, image_size, need, part_folder, refuse_existing, write_images
+from lib.dataset.formats.files import findings_of, image_size, need, part_folder, write_images
 from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.video import extract_videos
 from lib.errors import MALFORMED, DataError
+from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")

@@ -17,9 +17,10 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, widened
-from lib.dataset.formats.files import findings, need, new_file, no_cameras, number_within, place_images, refuse_existing
+from lib.dataset.formats.files import findings, need, no_cameras, number_within, place_images
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file, refuse_existing
 from lib.metrics.keypoints import HEAD_BIAS
 
 log = logging.getLogger("parallax")

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from lib.dataset.formats import mpii
-from lib.dataset.formats.files import need, new_file, refuse_existing
+from lib.dataset.formats.files import need
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import DataError
+from lib.files import new_file, refuse_existing
 
 FEW = 2  # people with fewer joints are no example to learn from
 

@@ -21,10 +21,11 @@ import numpy as np
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, concat
 from lib.dataset.calibrations import PANOPTIC, PANOPTIC_TO_WORLD, UNITS, panoptic_form, read_calibration
-from lib.dataset.formats.files import findings_of, part_folder, refuse_existing, write_images
+from lib.dataset.formats.files import findings_of, part_folder, write_images
 from lib.dataset.formats.multiview import ChosenImages, observed, renumbered, rigs
 from lib.dataset.formats.video import extract_videos
 from lib.errors import MALFORMED, DataError
+from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")

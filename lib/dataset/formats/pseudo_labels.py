@@ -22,9 +22,10 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import center_form
 from lib.dataset.formats import panoptic
 from lib.dataset.formats.detector_files import read_pictures
-from lib.dataset.formats.files import findings_of, load_table, new_file, place_images, refuse_existing, save_table
+from lib.dataset.formats.files import findings_of, load_table, place_images, save_table
 from lib.dataset.formats.multiview import boxes_of
 from lib.errors import MALFORMED, DataError
+from lib.files import new_file, refuse_existing
 from lib.geometry.camera import Cameras
 
 SKELETON = "panoptic15"

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from lib.dataset.annotations import Annotations
-from lib.dataset.formats.files import load_table, part_folder, refuse_existing, save_table, write_images
+from lib.dataset.formats.files import load_table, part_folder, save_table, write_images
 from lib.errors import MALFORMED, DataError
+from lib.files import refuse_existing, write_text
 
 SKELETON = "h36m17"
 FORMAT = 1
@@ -83,9 +84,7 @@ def write(
         entry = {"annotations_sha256": digest, "observations": len(ann), "images": images, "origin": origin}
         world["splits"][split] = entry
         # The manifest comes first: a split that it names but that is missing is simply made again.
-        text = root / ".world.json.part"
-        text.write_text(json.dumps(world, indent=1) + "\n")
-        os.replace(text, root / "world.json")
+        write_text(root / "world.json", json.dumps(world, indent=1) + "\n")
         os.rename(part, final)
 
 

@@ -16,7 +16,6 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,17 +26,10 @@ from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.annotations import Annotations, concat
 from lib.dataset.calibrations import PANOPTIC_TO_WORLD as Y_DOWN_TO_Z_UP
-from lib.dataset.formats.files import (
-    findings_of,
-    image_size,
-    load_table,
-    part_folder,
-    refuse_existing,
-    save_table,
-    write_images,
-)
+from lib.dataset.formats.files import findings_of, image_size, load_table, part_folder, save_table, write_images
 from lib.dataset.formats.multiview import ChosenImages
 from lib.errors import MALFORMED, DataError
+from lib.files import refuse_existing, replaced
 from lib.geometry.camera import Cameras
 
 log = logging.getLogger("parallax")
@@ -148,18 +140,14 @@ def _kept(root: Path, name: str, path: Path, folder: Path | None) -> Annotations
 
 def _keep(ann: Annotations, table: Path, stem: str) -> None:
     """Writes a parsed sequence in place of older ones of the same name; where that is not possible, it is parsed again next time."""
-    part = table.with_name(f".{table.stem}.{os.getpid()}.part")
     try:
-        table.parent.mkdir(parents=True, exist_ok=True)
-        save_table(ann, [name.decode() for name in ann.images], part)
-        os.replace(part, table)
+        with replaced(table, advice="the sequence is parsed each time") as part:
+            save_table(ann, [name.decode() for name in ann.images], part)
         for old in table.parent.glob(f"{stem}????????????????.npz"):
             if old != table:
                 old.unlink(missing_ok=True)
-    except OSError as error:
-        log.info("%s: cannot be written (%s), the sequence is parsed each time", table, error.strerror or error)
-        with suppress(OSError):
-            part.unlink()
+    except (OSError, DataError) as error:
+        log.info("%s", error)
 
 
 class _Pictures(NamedTuple):

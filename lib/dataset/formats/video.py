@@ -1,7 +1,6 @@
 """Single frames of a video as JPEG files."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from lib.dataset.formats.files import JPEG_QUALITY
 from lib.errors import DataError
+from lib.files import replaced
 
 
 def extract_frames(
@@ -97,11 +97,6 @@ def _write(capture: cv2.VideoCapture, wanted: list[tuple[int, Path]], bar: tqdm)
 
 
 def _save(name: Path, image: np.ndarray) -> None:
-    part = name.with_name(f".{name.name}.part")
     data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-    try:
-        name.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(name, advice="free some space and run again, it goes on there") as part:
         part.write_bytes(data.tobytes())
-        os.replace(part, name)
-    except OSError as error:
-        raise DataError(f"{name}: cannot be written ({error.strerror}); free some space and run again, it goes on there") from None
