@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.errors import GeometryError
-from lib.geometry.crop import compose, crop_affine, invert, scale_affine, transform_points
+from lib.geometry.crop import compose, crop_affine, invert, letterbox_affine, scale_affine, transform_points
 from tests.conftest import golden
 
 FLIP_PAIRS_H36M = [(1, 4), (2, 5), (3, 6), (14, 11), (15, 12), (16, 13)]
@@ -142,3 +142,12 @@ def test_wrong_input():
     ):
         with pytest.raises(GeometryError):
             wrong()
+
+
+def test_the_whole_image_lies_centred_in_the_patch():
+    A = letterbox_affine([[200, 100], [50, 100]], (64, 32))
+    corners = torch.tensor([[[0.0, 0.0], [200.0, 100.0]], [[0.0, 0.0], [50.0, 100.0]]])
+    expected = torch.tensor([[[0.0, 0.0], [64.0, 32.0]], [[24.0, 0.0], [40.0, 32.0]]])
+    torch.testing.assert_close(transform_points(A, corners).float(), expected)
+    turned = letterbox_affine(torch.tensor([200, 100]), (64, 32), scale=2.0, flip=True)
+    torch.testing.assert_close(transform_points(turned, corners[0]).float(), torch.tensor([[48.0, 8.0], [16.0, 24.0]]))

@@ -17,7 +17,7 @@ from lib.dataset.loader import Key
 from lib.dataset.samples import Keyed, floats32
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
-from lib.geometry.crop import crop_affine
+from lib.geometry.crop import letterbox_affine
 
 log = logging.getLogger("parallax")
 
@@ -338,12 +338,9 @@ class FrameSamples(Keyed):
 
     def _affines(self, size: np.ndarray, params: Sequence[Sequence[FrameParams]]) -> Tensor:
         """The whole image centred in the patch, as large as fits.   size (B,V,2) px, params B times A' -> (B,A',V,2,3)"""
-        patch = np.array(self.spec.size, dtype=np.float64)
-        box = torch.from_numpy((size / patch).max(-1, keepdims=True) * patch)[:, None]
         scale, turn = (torch.tensor([[getattr(p, k) for p in ps] for ps in params], dtype=torch.float64) for k in ("scale", "rot_deg"))
         flip = torch.tensor([[p.flip for p in ps] for ps in params])
-        center = torch.from_numpy(size / 2)[:, None]
-        return crop_affine(center, box, torch.from_numpy(patch), scale[..., None], turn[..., None], flip[..., None])
+        return letterbox_affine(size[:, None], self.spec.size, scale[..., None], turn[..., None], flip[..., None])
 
     def _sizes(self, index: np.ndarray) -> np.ndarray:
         """Of the images of instants; one px where a view is not there.   (B,) -> (B,V,2) px"""

@@ -16,7 +16,7 @@ from lib.dataset.loader import Key
 from lib.dataset.samples import Keyed, floats32
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
-from lib.geometry.crop import crop_affine
+from lib.geometry.crop import letterbox_affine
 
 
 class SceneSamples(Keyed):
@@ -53,9 +53,7 @@ class SceneSamples(Keyed):
         self.X, self.X_valid, self.cameras, self.spec, self.seed = X, X_valid, cameras, spec, seed
         self.rules, self.count, self.max_people = rules._replace(most=min(rules.most, max_people)), count, max_people
         self.skeleton = skeletons.get(skeleton)
-        patch = torch.tensor(spec.size, dtype=torch.float64)
-        size = cameras.size.double()
-        self.patch_from_img = crop_affine(size / 2, (size / patch).amax(-1, keepdim=True) * patch, patch)  # (V,2,3)
+        self.patch_from_img = letterbox_affine(cameras.size, spec.size)  # (V,2,3)
 
     def __len__(self) -> int:
         return self.count

@@ -53,6 +53,15 @@ def crop_affine(center, box, patch, scale=1.0, rot_deg=0.0, flip=False, rule: st
     return torch.cat([A, b.expand(*shape, 2)[..., None]], -1).to(dtype)
 
 
+def letterbox_affine(size, patch, scale=1.0, rot_deg=0.0, flip=False) -> Tensor:
+    """The affine that shows the whole image centred in the patch, as large as fits; the rest of the patch lies outside of the image.
+
+    -> patch_from_img (..., 2, 3) float64. size (..., 2) and patch (2,): width and height px; scale, rot_deg, flip: see `crop_affine`.
+    """
+    size, patch = (torch.as_tensor(v).to(torch.float64) for v in (size, patch))
+    return crop_affine(size / 2, (size / patch).amax(-1, keepdim=True) * patch, patch, scale, rot_deg, flip)
+
+
 def transform_points(new_from_old: Tensor, x: Tensor) -> Tensor:
     """Apply affines to points.   new_from_old (..., 2, 3), x (..., N, 2) px -> (..., N, 2) px, leading shapes broadcast
 

@@ -17,7 +17,7 @@ from lib.dataset.formats.pseudo_labels import People, names_of
 from lib.dataset.image import warp
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
-from lib.geometry.crop import crop_affine
+from lib.geometry.crop import letterbox_affine
 from lib.prediction.detection import find_joints, find_people
 from lib.predictor import Predictor
 from lib.tasks.restore import restore
@@ -87,10 +87,7 @@ class FrameNetwork:
 
     def __call__(self, images: Sequence[np.ndarray], rows: Sequence[int]) -> list[People]:
         spec = self.task.image_spec
-        patch = np.array(spec.size, np.float64)
-        size = np.array([image.shape[1::-1] for image in images], np.float64)
-        box = torch.from_numpy((size / patch).max(-1, keepdims=True) * patch)
-        A = crop_affine(torch.from_numpy(size / 2), box, torch.from_numpy(patch))  # the whole picture, centred
+        A = letterbox_affine([image.shape[1::-1] for image in images], spec.size)
         shown = np.stack([warp(image, a, spec.size) for image, a in zip(images, A.numpy(), strict=True)])
         batch = {
             "image": torch.from_numpy(shown).permute(0, 3, 1, 2).contiguous()[:, None].to(self.device),

@@ -31,7 +31,7 @@ from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
 from lib.geometry.association import associate_people, triangulate_people
 from lib.geometry.camera import Cameras
-from lib.geometry.crop import crop_affine
+from lib.geometry.crop import letterbox_affine
 from lib.geometry.voxel import space_from_cameras
 from lib.models.freeze import freeze
 from lib.prediction.rig_people import RigPeople
@@ -345,8 +345,7 @@ class RigPredictor:
         if self.from_cameras or not task.space_known:
             task.set_space(*space_from_cameras(r.cameras))
         joints = None if task.from_images else _joints_for(r, task)
-        patch = torch.tensor(task.image_spec.size, dtype=torch.float64)
-        A = crop_affine(size / 2, (size / patch).amax(-1, keepdim=True) * patch, patch)  # (V,2,3): the whole picture, centred
+        A = letterbox_affine(size, task.image_spec.size)  # (V,2,3)
         pictures = iter(r.pictures()) if task.from_images else None
         found = []
         for start in progress(range(0, len(r.frames), batch_size)):
