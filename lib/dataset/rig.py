@@ -1,4 +1,4 @@
-"""Which views of an instant go together."""
+"""Which views of an instant go together, and which pictures show all of them."""
 
 import numpy as np
 
@@ -85,3 +85,12 @@ def neighbours(centers: np.ndarray) -> np.ndarray:
 
 def _name(ann: Annotations, row: int) -> str:
     return f"person {ann.person[row]} at sequence {ann.sequence[row]}, frame {ann.frame[row]}, view {ann.view[row]}"
+
+
+def views_in_turn(view: np.ndarray, most: int) -> np.ndarray:
+    """Rows from all over a table, of all views in turn.   view (N,) -> at most `most` different rows, in order"""
+    views, chosen = np.unique(view), []
+    for k, place in enumerate(np.linspace(0, len(view) - 1, min(most, len(view))).astype(int)):
+        near = np.argsort(np.abs(np.arange(len(view)) - place), kind="stable")
+        chosen.append(int(near[view[near] == views[k % len(views)]][0]))
+    return np.array(sorted(set(chosen)), np.int64)

@@ -1,6 +1,6 @@
 """What an evaluation returns: flat named numbers, rows per joint and per action, counts, and how they were measured."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,11 +168,14 @@ def _rows(rows: dict[str, dict[str, float | None]], title: str = "", header: boo
     cells = [[label, *(_number(row.get(name), digits) for name in columns)] for label, row in rows.items()]
     if header:
         cells.insert(0, [title, *columns])
-    widths = [max(len(line[k]) for line in cells) for k in range(len(columns) + 1)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    )
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, all others to the right.   cells: lines of as many texts each"""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))] for line in cells)
+    return "\n".join("  ".join(line) for line in lines)
 
 
 def _number(value: float | None, digits: int) -> str:

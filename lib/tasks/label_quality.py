@@ -10,7 +10,7 @@ import numpy as np
 from lib.dataset.annotations import Annotations
 from lib.drawing.paint import below, beside, letterbox
 from lib.geometry.camera import Cameras
-from lib.metrics.report import Report
+from lib.metrics.report import Report, aligned
 from lib.skeleton import get
 from lib.tasks.baselines import label_report
 from lib.tasks.labels import Labels
@@ -75,12 +75,12 @@ class LabelQuality:
             cv = _nanmean(variation.get(joint, np.array([np.nan])))
             row = [joint, _shown(100 * kept, 1), _shown(median, 2), _shown(p90, 2), _shown(100 * cv, 1)]
             rows.append(row + ([_shown(error.get(joint, np.nan), 1)] if error else []))
-        parts = [f"{self.poses} poses, {100 * self.kept.mean():.1f} % of the joints have a label", _aligned([head, *rows])]
+        parts = [f"{self.poses} poses, {100 * self.kept.mean():.1f} % of the joints have a label", aligned([head, *rows])]
         cameras = [[f"camera {v}", _shown(m, 2), _shown(p, 2)] for v, (m, p) in zip(self.views, self.view_error, strict=True)]
-        parts.append(_aligned([["", "reproj. median px", "90th pct. px"], *cameras]))
+        parts.append(aligned([["", "reproj. median px", "90th pct. px"], *cameras]))
         people = [[s, _shown(100 * _nanmean(cv), 1), _worst(self.bones, cv)] for s, cv in self.bone_cv.items()]
         if people:
-            parts.append(_aligned([["subject", "bone variation %", "largest"], *people]))
+            parts.append(aligned([["subject", "bone variation %", "largest"], *people]))
         if self.scores:
             parts.append("against the truth: " + ", ".join(f"{k.removesuffix('_mm')} {v:.1f} mm" for k, v in self.scores.items()))
         return "\n\n".join(parts)
@@ -152,11 +152,6 @@ def _plain(value: float) -> float | None:
 
 def _shown(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else ABSENT
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join("  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]) for r in rows)
 
 
 def bars(quality: LabelQuality, title: str = "", dpi: int = 110) -> np.ndarray:

@@ -16,9 +16,11 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.calibrations import Calibration, focus, inverted, read_calibration, resized, turned, write_cameras
 from lib.dataset.formats import FORMATS, TRACKS, actors, custom, h36m, h36m_raw, mpi_inf_3dhp, mpii_release, panoptic
 from lib.dataset.image import read_image
+from lib.dataset.rig import views_in_turn
 from lib.drawing.paint import below, beside, letterbox, line
 from lib.errors import MALFORMED, DataError
 from lib.files import refuse_existing, write_text
+from lib.metrics.report import aligned
 from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import build, data, structure
@@ -108,8 +110,7 @@ def counts_table(ann: Annotations) -> str:
     total = [sum(column) for column in zip(*grid, strict=True)]
     lines = [[r.decode() or "all", *row, sum(row)] for r, row in zip(rows, grid, strict=True)] + [["sum", *total, sum(total)]]
     cells = [["", *(c.decode() or "all" for c in columns), "sum"], *([str(c) for c in line] for line in lines)]
-    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
-    return "\n".join("  ".join([c[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(c[1:], widths[1:], strict=True))]) for c in cells)
+    return aligned(cells)
 
 
 # ----------------------------------------------------------------------------------------------------------------- MPII
@@ -273,15 +274,7 @@ def calibration_picture(found: Calibration, path: str | Path, images: str | Path
 def spread(ann: Annotations, most: int = SHEET) -> np.ndarray:
     """Rows with an image from all over a table, of views in turn."""
     rows = np.flatnonzero(ann.image >= 0)
-    if not len(rows):
-        return rows
-    views = np.unique(ann.view[rows])
-    chosen = []
-    for k, place in enumerate(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)):
-        near = rows[np.argsort(np.abs(np.arange(len(rows)) - place), kind="stable")]
-        of_view = near[ann.view[near] == views[k % len(views)]]
-        chosen.append(int(of_view[0]))
-    return np.array(sorted(dict.fromkeys(chosen)))
+    return rows[views_in_turn(ann.view[rows], most)]
 
 
 def drawn(ann: Annotations, root: str | Path, rows: Iterable[int]) -> list[np.ndarray]:

@@ -22,12 +22,14 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.formats import pseudo_labels as labels
 from lib.dataset.formats.pseudo_labels import People
 from lib.dataset.image import read_image
+from lib.dataset.rig import views_in_turn
 from lib.drawing.paint import below, beside, letterbox
 from lib.drawing.space_view import person_color
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing, write_text
 from lib.geometry.association import associate_people
 from lib.metrics.people import greedy_pairs
+from lib.metrics.report import aligned
 from lib.skeleton import get
 
 SUFFIXES = {"npz": ".npz", "pickle": ".pkl"}
@@ -220,16 +222,15 @@ class Quality:
                 + ", ".join(f"PCK@{share} {t[f'pck{share}_percent']:.1f} %" for share in PCK)
                 + f"; {t['joint_recall_percent']:.1f} % of the visible joints are labelled"
             )
-        return "\n".join([*lines, *_aligned(self.joints), *_aligned(self.views)])
+        return "\n".join([*lines, *_table(self.joints), *_table(self.views)])
 
 
-def _aligned(rows: dict[str, dict[str, float]]) -> list[str]:
+def _table(rows: dict[str, dict[str, float]]) -> list[str]:
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     if not columns:
         return []
     cells = [["", *columns]] + [[k, *(f"{row.get(c, np.nan):.2f}".replace("nan", "-") for c in columns)] for k, row in rows.items()]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return ["  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) for line in cells]
+    return [aligned(cells)]
 
 
 def judge(made: Annotations, annotated: Annotations | None = None, instants: int = INSTANTS) -> Quality:
@@ -392,14 +393,8 @@ def _against(made: Annotations, annotated: Annotations, quality: Quality) -> Non
 def sheet(made: Annotations, root: str | Path, path: str | Path, most: int = SHEET) -> Path | None:
     """Writes a picture of some labelled images, from all over the table and of all views; None where no image is there."""
     images, first = np.unique(made.image, return_index=True)
-    views = made.view[first]
-    chosen = []
-    for k, at in enumerate(np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)):
-        near = np.argsort(np.abs(np.arange(len(images)) - at), kind="stable")
-        kinds = np.unique(views)
-        chosen.append(int(near[views[near] == kinds[k % len(kinds)]][0]))
     tiles, skeleton = [], get(made.skeleton)
-    for i in sorted(set(chosen)):
+    for i in views_in_turn(made.view[first], most):
         file = Path(root) / made.images[images[i]].decode()
         if not file.exists():
             continue
