@@ -197,6 +197,14 @@ class Annotations:
         return self
 
 
+def number_within(group: np.ndarray) -> np.ndarray:
+    """Running number of each entry among the equal ones before it: its slot, where rows of a group are packed.   (N,) -> (N,) int32"""
+    order = np.argsort(group, kind="stable")
+    number = np.empty(len(group), np.int32)
+    number[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    return number
+
+
 def camera_columns(cameras: Cameras, camera: np.ndarray) -> dict[str, np.ndarray]:
     """Which calibration each row has, and those that occur, for predictions.npz; empty where no row has one.
 

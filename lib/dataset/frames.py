@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, camera_columns
+from lib.dataset.annotations import Annotations, camera_columns, number_within
 from lib.dataset.augment import FrameAugment, FrameParams
 from lib.dataset.image import ImageSpec, read_bgr, warp
 from lib.dataset.loader import Key
@@ -259,7 +259,7 @@ class FrameSamples(Keyed):
         rows = np.flatnonzero((labels.person >= 0) & (labels.conf > 0).any(1))
         rows = rows[np.lexsort([rows, -labels.conf[rows].sum(1), labels.image[rows]])]
         image = labels.image[rows]
-        slot = np.arange(len(rows)) - np.searchsorted(image, image)
+        slot = number_within(image)
         kept = slot < self.max_people
         if not kept.all():
             log.warning("%d of %d people in 2D are left out, the least sure of views with more than %d; raise max_people", (~kept).sum(),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lib import skeleton as skeletons
 from lib.config import Config
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, number_within
 from lib.dataset.formats import custom
 from lib.dataset.image import read_image, warp
 from lib.drawing.paint import FAINT, FLOOR, PAPER, below, beside, write_texts
@@ -141,9 +141,7 @@ def _dense(ann: Annotations, frames: np.ndarray, views: int) -> tuple[Tensor, Te
     """x_img (F,V,M,J,2), conf (F,V,M,J) and number (F,V,M) of a table's 2D people, in the table's order."""
     rows = np.flatnonzero(np.isin(ann.frame, frames) & (ann.person >= 0) & (ann.conf > 0).any(1))
     cell = np.searchsorted(frames, ann.frame[rows]) * views + ann.view[rows]
-    order = np.argsort(cell, kind="stable")
-    rows, cell = rows[order], cell[order]
-    slot = np.arange(len(cell)) - np.searchsorted(cell, cell)
+    slot = number_within(cell)
     most = int(slot.max(initial=-1)) + 1
     x = np.zeros((len(frames) * views, most, ann.num_joints, 2))
     conf, number = np.zeros(x.shape[:-1]), np.full(x.shape[:2], -1, np.int64)

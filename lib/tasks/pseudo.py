@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lib import vis
 from lib.dataset import load
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, number_within
 from lib.dataset.formats import pseudo_labels as labels
 from lib.dataset.formats.pseudo_labels import People
 from lib.dataset.image import read_image
@@ -268,14 +268,6 @@ def _spread(values: np.ndarray) -> tuple[float, float]:
     return tuple(np.percentile(values, [50, 90]).tolist()) if len(values) else (np.nan, np.nan)
 
 
-def _packed(group: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Slot of each row among those of its group, and the most of any group.   (N,) -> (N,)"""
-    order = np.argsort(group, kind="stable")
-    slot = np.empty(len(group), np.int64)
-    slot[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
-    return slot, int(np.bincount(group, minlength=count).max(initial=0)) or 1
-
-
 def _across(made: Annotations, quality: Quality, instants: int) -> None:
     """Numbers of the agreement between views."""
     order, starts = made.group("sequence", "frame")
@@ -294,8 +286,8 @@ def _across(made: Annotations, quality: Quality, instants: int) -> None:
     camera = np.where(camera >= 0, camera, camera.max(0))
     cell = instant * count + column
     there = (made.person[rows] >= 0) & (made.conf[rows] >= SURE).any(1)
-    slot, most = _packed(cell[there], frames * count)
-    at = (instant[there], column[there], slot)
+    slot = number_within(cell[there])
+    at, most = (instant[there], column[there], slot), slot.max(initial=0) + 1
     joints = made.num_joints
     x, conf = np.zeros((frames, count, most, joints, 2)), np.zeros((frames, count, most, joints))
     x[at], conf[at] = made.x_img[rows[there]], made.conf[rows[there]]
@@ -341,7 +333,7 @@ def _against(made: Annotations, annotated: Annotations, quality: Quality) -> Non
     mine = np.flatnonzero((made.person >= 0) & (made.conf > 0).any(1))
     true = np.flatnonzero((annotated.conf > 0).any(1) & np.isin(annotated.image, images))
     a, b = np.searchsorted(images, made.image[mine]), np.searchsorted(images, annotated.image[true])
-    (slot_a, most_a), (slot_b, most_b) = _packed(a, len(images)), _packed(b, len(images))
+    slot_a, slot_b = number_within(a), number_within(b)
     wanted = annotated.visible[true].sum(1) >= FEWEST
     paired_mine, paired_true = [], []
     for start in range(0, len(images), BLOCK):
@@ -351,12 +343,12 @@ def _against(made: Annotations, annotated: Annotations, quality: Quality) -> Non
         def table(ann: Annotations, rows: np.ndarray, at: np.ndarray, slot: np.ndarray, most: int, count=count, start=start):
             x, conf = torch.zeros(count, most, ann.num_joints, 2), torch.zeros(count, most, ann.num_joints)
             index = torch.full((count, most), -1)
-            place = (torch.from_numpy(at - start), torch.from_numpy(slot))
+            place = (torch.from_numpy(at - start), torch.from_numpy(slot).long())
             x[place], conf[place], index[place] = (torch.from_numpy(values) for values in (ann.x_img[rows], ann.conf[rows], rows))
             return x.where(conf[..., None] > 0, 0.0), conf > 0, index
 
-        x, known, row_a = table(made, mine[here_a], a[here_a], slot_a[here_a], most_a)
-        y, there, row_b = table(annotated, true[here_b], b[here_b], slot_b[here_b], most_b)
+        x, known, row_a = table(made, mine[here_a], a[here_a], slot_a[here_a], slot_a.max(initial=0) + 1)
+        y, there, row_b = table(annotated, true[here_b], b[here_b], slot_b[here_b], slot_b.max(initial=0) + 1)
         both = known[:, :, None] & there[:, None]  # (I,P,M,J)
         distance = torch.linalg.vector_norm(x[:, :, None] - y[:, None], dim=-1).where(both, 0.0).sum(-1) / both.sum(-1)
         cost = (distance / _size(y, there)[:, None].clamp(min=1.0)).masked_fill(~both.any(-1), torch.inf)

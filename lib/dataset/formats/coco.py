@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, widened
-from lib.dataset.formats.files import findings_of, image_size, no_cameras, number_within, place_images
+from lib.dataset.annotations import Annotations, number_within, widened
+from lib.dataset.formats.files import findings_of, image_size, no_cameras, place_images
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing
 

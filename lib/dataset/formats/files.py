@@ -76,15 +76,6 @@ def no_cameras() -> Cameras:
     return Cameras.make(eye[None], eye[None], torch.zeros(1, 3, dtype=torch.float64))[:0]
 
 
-def number_within(group: np.ndarray) -> np.ndarray:
-    """Running number of each entry among the equal ones before it.   (N,) -> (N,) int32"""
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    number = np.empty(len(group), np.int32)
-    number[order] = np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))
-    return number
-
-
 def need(package: str, what: str):
     """The optional package that reads a kind of file.   -> the module
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, widened
+from lib.dataset.annotations import Annotations, number_within, widened
 from lib.dataset.clips import LENGTH
 from lib.dataset.formats import h36m
-from lib.dataset.formats.files import findings_of, image_size, no_cameras, number_within, place_images
+from lib.dataset.formats.files import findings_of, image_size, no_cameras, place_images
 from lib.dataset.formats.h36m_challenge import FAR, far_cameras, in_the_middle
 from lib.dataset.formats.machine_files import (
     JOINTS,

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, widened
-from lib.dataset.formats.files import findings, need, no_cameras, number_within, place_images
+from lib.dataset.annotations import Annotations, number_within, widened
+from lib.dataset.formats.files import findings, need, no_cameras, place_images
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing
