@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.errors import GeometryError
-from lib.geometry.crop import compose, crop_affine, invert, letterbox_affine, scale_affine, transform_points
+from lib.geometry.crop import compose, crop_affine, invert, letterbox_affine, longer_side, scale_affine, transform_points
 from tests.conftest import golden
 
 FLIP_PAIRS_H36M = [(1, 4), (2, 5), (3, 6), (14, 11), (15, 12), (16, 13)]
@@ -151,3 +151,9 @@ def test_the_whole_image_lies_centred_in_the_patch():
     torch.testing.assert_close(transform_points(A, corners).float(), expected)
     turned = letterbox_affine(torch.tensor([200, 100]), (64, 32), scale=2.0, flip=True)
     torch.testing.assert_close(transform_points(turned, corners[0]).float(), torch.tensor([[48.0, 8.0], [16.0, 24.0]]))
+
+
+def test_the_longer_side_is_that_of_known_joints():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [100.0, 0.0]]).expand(4, 3, 2)
+    known = torch.tensor([[True, True, True], [True, True, False], [False, True, False], [False, False, False]])
+    assert longer_side(x, known).tolist() == [100, 4, 0, 0]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lib.errors import GeometryError
 from lib.geometry.camera import Cameras
+from lib.geometry.crop import longer_side
 from lib.geometry.epipolar import fundamental_from_cameras, sampson_distance
 from lib.geometry.precision import no_autocast, result_dtype, solve_dtype
 from lib.geometry.triangulation import enough_views, ransac_triangulate, triangulate
@@ -116,7 +117,7 @@ def triangulate_people(
     if near is None:
         return triangulate(x, P, weight, method), weight > 0
     # in units of the person's size in each view, so that one threshold fits all
-    scale = 1 / _size(x, weight > 0).clamp(min=1.0)
+    scale = 1 / longer_side(x, weight > 0).clamp(min=1.0)
     P = torch.cat([P[..., :2, :] * scale[..., None, None], P[..., 2:, :]], -2)
     return ransac_triangulate(x * scale[..., None, None], P, weight, near, method)
 
@@ -139,7 +140,7 @@ class _Scene(NamedTuple):
         x = cameras.undistort(x_img.to(dtype).where(known[..., None], 0.0).flatten(2, 3)).unflatten(2, conf.shape[2:])
         x = x.where(known[..., None], 0.0)
         conf = conf.to(dtype).where(known, 0.0)
-        return _Scene(x, conf, _size(x, known).clamp(min=1.0), cameras.P, limit, min_joints)
+        return _Scene(x, conf, longer_side(x, known).clamp(min=1.0), cameras.P, limit, min_joints)
 
     def part(self, rows: slice) -> "_Scene":
         return self._replace(**{name: getattr(self, name)[rows] for name in ("x", "conf", "size", "P")})
@@ -252,9 +253,3 @@ def _mean_distance(X: Tensor, known: Tensor, Y: Tensor, seen: Tensor) -> Tensor:
     common = known & seen[:, None]
     distance = torch.linalg.vector_norm(X - Y[:, None], dim=-1).where(common, 0.0).sum(-1)
     return (distance / common.sum(-1).clamp(min=1)).masked_fill(~common.any(-1), torch.inf)
-
-
-def _size(x: Tensor, known: Tensor) -> Tensor:
-    """Longer side of the box around the known joints, 0 without any.    x (..., J, 2), known (..., J) -> (...)"""
-    low, high = (x.masked_fill(~known[..., None], far) for far in (torch.inf, -torch.inf))
-    return (high.amax(-2) - low.amin(-2)).amax(-1).clamp(min=0.0)

@@ -62,6 +62,12 @@ def letterbox_affine(size, patch, scale=1.0, rot_deg=0.0, flip=False) -> Tensor:
     return crop_affine(size / 2, (size / patch).amax(-1, keepdim=True) * patch, patch, scale, rot_deg, flip)
 
 
+def longer_side(x: Tensor, known: Tensor) -> Tensor:
+    """Longer side of the box around the known joints, 0 without any: the size of a person.    x (..., J, 2), known (..., J) -> (...)"""
+    low, high = (x.masked_fill(~known[..., None], far) for far in (torch.inf, -torch.inf))
+    return (high.amax(-2) - low.amin(-2)).amax(-1).clamp(min=0.0)
+
+
 def transform_points(new_from_old: Tensor, x: Tensor) -> Tensor:
     """Apply affines to points.   new_from_old (..., 2, 3), x (..., N, 2) px -> (..., N, 2) px, leading shapes broadcast
 

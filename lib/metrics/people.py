@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib.errors import ConfigError, GeometryError
 from lib.geometry.camera import Cameras
+from lib.geometry.crop import longer_side
 from lib.geometry.precision import no_autocast, solve_dtype
 from lib.metrics.pose import length
 from lib.registry import resolve
@@ -288,8 +289,7 @@ def reprojection_people(
     X, x_img, cameras = X.to(dtype), x_img.to(dtype), cameras.to(dtype).expand(frames, views)
     weight = conf.to(dtype).where(conf >= min_conf, 0.0)  # (F,V,M,J)
     known = weight > 0
-    low, high = (x_img.masked_fill(~known[..., None], far) for far in (torch.inf, -torch.inf))
-    size = (high.amax(-2) - low.amin(-2)).amax(-1)  # (F,V,M); -inf without joints
+    size = longer_side(x_img, known)  # (F,V,M)
     seen = size > 0
 
     flat = X.flatten(1, 2)[:, None]  # (F,1,P*J,3)

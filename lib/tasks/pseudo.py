@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lib import vis
@@ -28,6 +27,7 @@ from lib.drawing.space_view import person_color
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing, write_text
 from lib.geometry.association import associate_people
+from lib.geometry.crop import longer_side
 from lib.metrics.people import greedy_pairs
 from lib.metrics.report import aligned
 from lib.skeleton import get
@@ -302,7 +302,7 @@ def _across(made: Annotations, quality: Quality, instants: int) -> None:
     seen = cameras[frame, view].project(X)[0]
     known = (valid & (weight > 0)).numpy()
     error = torch.linalg.vector_norm(seen - label, dim=-1).numpy()
-    share = error / _size(label, weight > 0).numpy()[:, None].clip(1e-9)
+    share = error / longer_side(label, weight > 0).numpy()[:, None].clip(1e-9)
     views_of = (found.member >= 0).sum(-1)[found.found]
     a = quality.across
     a |= {"instants": frames, "people_per_instant": float(found.found.sum()) / frames, "views_per_person": _mean(views_of.double().numpy())}
@@ -319,12 +319,6 @@ def _across(made: Annotations, quality: Quality, instants: int) -> None:
         quality.views[f"view {number}"] = {
             "people": total[v], "matched_percent": _percent(matched[v] / max(total[v], 1)), "across_px": _spread(error[own][known[own]])[0],
         }  # fmt: skip
-
-
-def _size(x: Tensor, known: Tensor) -> Tensor:
-    """Longer side of the box around known joints.   (...,J,2), (...,J) -> (...)"""
-    low, high = (x.masked_fill(~known[..., None], far) for far in (torch.inf, -torch.inf))
-    return (high.amax(-2) - low.amin(-2)).amax(-1)
 
 
 def _against(made: Annotations, annotated: Annotations, quality: Quality) -> None:
@@ -351,7 +345,7 @@ def _against(made: Annotations, annotated: Annotations, quality: Quality) -> Non
         y, there, row_b = table(annotated, true[here_b], b[here_b], slot_b[here_b], slot_b.max(initial=0) + 1)
         both = known[:, :, None] & there[:, None]  # (I,P,M,J)
         distance = torch.linalg.vector_norm(x[:, :, None] - y[:, None], dim=-1).where(both, 0.0).sum(-1) / both.sum(-1)
-        cost = (distance / _size(y, there)[:, None].clamp(min=1.0)).masked_fill(~both.any(-1), torch.inf)
+        cost = (distance / longer_side(y, there)[:, None].clamp(min=1.0)).masked_fill(~both.any(-1), torch.inf)
         partner = greedy_pairs(cost.where(cost < SAME, torch.inf))[2]  # (I,P)
         i, p = (partner >= 0).nonzero(as_tuple=True)
         paired_mine.append(row_a[i, p].numpy())
@@ -361,7 +355,7 @@ def _against(made: Annotations, annotated: Annotations, quality: Quality) -> Non
     labelled = visible & (made.conf[one] > 0)
     error = np.linalg.norm(made.x_img[one].astype(np.float64) - annotated.x_img[other], axis=-1)
     y, there = torch.from_numpy(annotated.x_img[other]), torch.from_numpy(annotated.conf[other] > 0)
-    share = error / _size(y, there).double().numpy()[:, None].clip(1.0) if len(one) else error
+    share = error / longer_side(y, there).double().numpy()[:, None].clip(1.0) if len(one) else error
     t = quality.truth
     t["people"] = int(wanted.sum())
     t["recall_percent"] = _percent(_mean(np.isin(true[wanted], other)))
