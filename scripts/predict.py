@@ -82,6 +82,7 @@ from lib.dataset.image import read_image
 from lib.drawing.paint import beside
 from lib.errors import MALFORMED, DataError, ParallaxError, RunError
 from lib.files import replaced, write_text
+from lib.geometry.association import MIN_CONF
 from lib.prediction.detection import anchor, find_people, follow, in_order_of, load_detector
 from lib.prediction.lift_video import FORMS, lift_video
 from lib.prediction.lift_video import result_files as lifted_files
@@ -235,7 +236,7 @@ def add_rig(group) -> None:
     group.add_argument("--calibration", default="", metavar="NAME", help="file in the folder; default: cameras.json, cameras.toml, ...")
     group.add_argument("--unit", default="", choices=("", "mm", "cm", "m"), help="of the calibration, where it does not say")
     group.add_argument("--method", choices=METHODS, default="robust", help="of triangulation; robust leaves out views that disagree")
-    group.add_argument("--min-conf", type=float, default=0.3, help="2D joints of less confidence are not used; default: %(default)s")
+    group.add_argument("--min-conf", type=float, default=MIN_CONF, help="2D joints of less confidence are not used; default: %(default)s")
     group.add_argument("--max-people", type=int, default=10, metavar="N", help="looked for at an instant; default: %(default)s")
     group.add_argument("--gate-mm", type=float, default=GATE_MM, help="farther apart from one instant to the next, two people differ; "
                        "default: %(default)g")  # fmt: skip

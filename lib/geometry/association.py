@@ -23,6 +23,7 @@ from lib.geometry.triangulation import enough_views, ransac_triangulate, triangu
 BLOCK = 1 << 22  # entries of the table hypotheses x views x 2D people x joints that are made at once
 FAR = 1.0  # sizes of the person; no joint may be farther off than that, so a single outlier cannot spoil a match
 SAME = 0.5  # agreement with a person found from which on a 2D person is another listing of the same
+MIN_CONF = 0.3  # confidence from which on callers take a detected joint to be there
 NEAR = 0.1  # of the person's size: joints of one view that the robust triangulation takes for agreeing
 
 

@@ -29,11 +29,12 @@ from lib.drawing.paint import FAINT, FLOOR, PAPER, below, beside, write_texts
 from lib.drawing.space_view import TOP, SpaceView, person_color
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
-from lib.geometry.association import associate_people, triangulate_people
+from lib.geometry.association import MIN_CONF, associate_people, triangulate_people
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import letterbox_affine
 from lib.geometry.voxel import space_from_cameras
 from lib.models.freeze import freeze
+from lib.prediction.lifted import FLOOR_MM
 from lib.prediction.rig_people import RigPeople
 from lib.skeleton import Skeleton, get
 from lib.tasks.restore import restore
@@ -48,7 +49,6 @@ ASSOCIATIONS = ("search", "given")
 SPACES = ("checkpoint", "cameras")
 METHODS = ("robust", "dlt", "linear_ls", "reweighted")
 EDGE_PX = 16  # so much may be cut off at an edge of a picture by an encoder that wants whole blocks
-FLOOR_MM = 500.0  # the lowest joints farther than that from height 0: the floor lies there
 WIDTH, GAP_PX, HEAD = 1280, 8, 24  # px: of a film, between its panels, above them
 
 
@@ -199,7 +199,7 @@ def fit_to_calibration(image: np.ndarray, size: tuple[int, int], name: str) -> t
 
 
 def associate(
-    recording: Recording, how: str = "search", method: str = "robust", min_conf: float = 0.3, max_people: int = 10,
+    recording: Recording, how: str = "search", method: str = "robust", min_conf: float = MIN_CONF, max_people: int = 10,
     gate_mm: float = GATE_MM, max_gap: int = GAP, min_length: int = 1,
 ) -> RigPeople:  # fmt: skip
     """People put together from 2D people of the views and triangulated.

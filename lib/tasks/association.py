@@ -7,13 +7,12 @@ import torch
 from lib.dataset import load
 from lib.dataset.formats import FORMATS
 from lib.dataset.image import ImageSpec
-from lib.geometry.association import associate_people
+from lib.geometry.association import MIN_CONF, associate_people
 from lib.metrics.people_evaluator import PCPEvaluator
 from lib.metrics.report import Report
 from lib.registry import resolve
 from lib.tasks.scenes import detected_frames, true_actors
 
-MIN_CONF = 0.3  # of a detected joint; surer ones are triangulated
 BLOCK = 64  # frames at once
 
 

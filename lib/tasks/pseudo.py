@@ -26,7 +26,7 @@ from lib.drawing.paint import below, beside, letterbox
 from lib.drawing.space_view import person_color
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing, write_text
-from lib.geometry.association import associate_people
+from lib.geometry.association import MIN_CONF, associate_people
 from lib.geometry.crop import longer_side
 from lib.metrics.people import greedy_pairs
 from lib.metrics.report import aligned
@@ -34,7 +34,6 @@ from lib.skeleton import get
 
 SUFFIXES = {"npz": ".npz", "pickle": ".pkl"}
 QUALITY = ".quality.json"
-SURE = 0.3  # confidence from which on a joint is triangulated, as in lib.tasks.association
 PCK = (0.05, 0.1)  # of the person's size, the longer side of the box around the joints
 SAME = 0.3  # of the size: mean distance of joints below which two 2D people are the same
 FEWEST = 4  # joints in sight from which on a person of the annotation must be found
@@ -195,7 +194,7 @@ class Quality:
         c, lines = self.counts, []
         lines.append(
             f"{c['people']:.0f} people in {c['pictures']:.0f} pictures, {c['people_per_picture']:.2f} in each, nobody in {c['empty']:.0f}; "
-            f"{c['sure_percent']:.1f} % of the joints have a confidence of {SURE} or more"
+            f"{c['sure_percent']:.1f} % of the joints have a confidence of {MIN_CONF} or more"
         )
         if a := self.across:
             lines.append(
@@ -245,10 +244,11 @@ def judge(made: Annotations, annotated: Annotations | None = None, instants: int
     conf = made.conf[people]
     pictures, empty = len(np.unique(made.image)), len(np.unique(made.image[~people]))
     counts = {"pictures": pictures, "people": int(people.sum()), "empty": empty, "people_per_picture": people.sum() / max(pictures, 1)}
-    counts |= {"sure_percent": _percent((conf >= SURE).mean() if conf.size else np.nan), "labelled_percent": _percent(_mean(conf > 0))}
+    counts |= {"sure_percent": _percent((conf >= MIN_CONF).mean() if conf.size else np.nan), "labelled_percent": _percent(_mean(conf > 0))}
     quality = Quality(counts)
     for j, name in enumerate(names):
-        quality.joints[name] = {"sure_percent": _percent(_mean(conf[:, j] >= SURE)), "labelled_percent": _percent(_mean(conf[:, j] > 0))}
+        sure, labelled = _mean(conf[:, j] >= MIN_CONF), _mean(conf[:, j] > 0)
+        quality.joints[name] = {"sure_percent": _percent(sure), "labelled_percent": _percent(labelled)}
     _across(made, quality, instants)
     if annotated is not None and (annotated.conf > 0).any():
         _against(made, annotated.to_skeleton(made.skeleton), quality)
@@ -285,13 +285,13 @@ def _across(made: Annotations, quality: Quality, instants: int) -> None:
     camera[instant, column] = made.camera[rows]
     camera = np.where(camera >= 0, camera, camera.max(0))
     cell = instant * count + column
-    there = (made.person[rows] >= 0) & (made.conf[rows] >= SURE).any(1)
+    there = (made.person[rows] >= 0) & (made.conf[rows] >= MIN_CONF).any(1)
     slot = number_within(cell[there])
     at, most = (instant[there], column[there], slot), slot.max(initial=0) + 1
     joints = made.num_joints
     x, conf = np.zeros((frames, count, most, joints, 2)), np.zeros((frames, count, most, joints))
     x[at], conf[at] = made.x_img[rows[there]], made.conf[rows[there]]
-    x, conf = torch.from_numpy(x), torch.from_numpy(conf * (conf >= SURE))
+    x, conf = torch.from_numpy(x), torch.from_numpy(conf * (conf >= MIN_CONF))
     cameras = made.cameras[torch.from_numpy(camera)]
     found = associate_people(x, conf, cameras)
 
