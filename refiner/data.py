@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.loader import Key
+from lib.dataset.samples import Keyed
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file
 from lib.registry import nearest
@@ -265,7 +265,7 @@ def _moments(X: np.ndarray, valid: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
 
 
-class PairSamples(Dataset):
+class PairSamples(Keyed):
     """Pairs as training or evaluation samples, indexed with a Key; the random numbers are those of (seed, epoch, index).
 
     Args:
@@ -289,19 +289,14 @@ class PairSamples(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: Key | int) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in self.__getitems__([key]).items()}
-
     def __getitems__(self, keys: Sequence[Key | int]) -> dict[str, Tensor]:
-        keys = [key if isinstance(key, tuple) else Key(int(key)) for key in keys]
-        rows = np.array([key[0] for key in keys])
-        if rows.min() < 0 or rows.max() >= len(self):
-            raise IndexError(f"samples {rows.min()}..{rows.max()} of {len(self)}")
+        keys = self._keys(keys)
+        rows = np.array([key.index for key in keys])
         pairs = self.pairs.select(rows)
         inp, out, valid = pairs.inp, pairs.out, pairs.valid
         kept = np.ones((len(rows), len(self.keep)), bool)
         if self.noise_mm > 0 or self.joint_drop > 0 or self.flip_prob > 0:
-            draws = [np.random.default_rng((self.seed, Key(*key).epoch, key[0])) for key in keys]
+            draws = [self._rng(key) for key in keys]
             flip = np.array([rng.random() for rng in draws]) < self.flip_prob
             kept = np.stack([rng.random(len(self.keep)) for rng in draws]) >= self.joint_drop
             noise = np.stack([rng.standard_normal(inp.shape[1:], dtype=np.float32) for rng in draws])
