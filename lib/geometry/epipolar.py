@@ -107,8 +107,14 @@ def essential_from_pose(R: Tensor, t: Tensor) -> Tensor:
 @no_autocast
 def fundamental_from_pose(R: Tensor, t: Tensor, K0: Tensor, K1: Tensor) -> Tensor:
     """Fundamental matrix K1^-T [t]x R K0^-1, |F| = 1.    R, K0, K1 (..., 3, 3), t (..., 3) -> (..., 3, 3)"""
-    (R, t, K0, K1), dtype = promote(R, t, K0, K1)
-    return _unit(matmul(matmul(torch.linalg.inv(K1).mT, essential_from_pose(R, t)), torch.linalg.inv(K0))).to(dtype)
+    return fundamental_from_essential(essential_from_pose(R, t), K0, K1)
+
+
+@no_autocast
+def fundamental_from_essential(E: Tensor, K0: Tensor, K1: Tensor) -> Tensor:
+    """Fundamental matrix K1^-T E K0^-1, |F| = 1.    E, K0, K1 (..., 3, 3) -> (..., 3, 3)"""
+    (E, K0, K1), dtype = promote(E, K0, K1)
+    return _unit(matmul(matmul(torch.linalg.inv(K1).mT, E), torch.linalg.inv(K0))).to(dtype)
 
 
 @no_autocast

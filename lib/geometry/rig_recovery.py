@@ -16,7 +16,16 @@ from torch import Tensor
 
 from lib.errors import GeometryError
 from lib.geometry.camera import Cameras
-from lib.geometry.epipolar import essential, essential_from_pose, fundamental, relative_from_cameras, relative_pose, sampson_distance
+from lib.geometry.epipolar import (
+    essential,
+    essential_from_pose,
+    fundamental,
+    fundamental_from_essential,
+    fundamental_from_pose,
+    relative_from_cameras,
+    relative_pose,
+    sampson_distance,
+)
 from lib.geometry.triangulation import ransac_triangulate, reprojection_error, triangulate
 
 METHODS = {"lmeds": "LMEDS", "ransac": "RANSAC", "magsac": "USAC_MAGSAC"}
@@ -121,7 +130,7 @@ def pair_pose(
     w = weight[used] / weight[used].mean()
 
     def distance(R: Tensor, t: Tensor) -> Tensor:
-        return sampson_distance(_fundamental(R, t, cameras.K), x[0], x[1])
+        return sampson_distance(fundamental_from_pose(R, t, *cameras.K), x[0], x[1])
 
     R, t = _refined(n, x, w, cameras.K, _starts(n, x, cameras.K, w, method, THRESHOLD_PX / focal))
     error = distance(R, t)
@@ -156,11 +165,6 @@ def _rays(n: Tensor) -> Tensor:
     return torch.nn.functional.normalize(torch.cat([n, torch.ones_like(n[..., :1])], -1), dim=-1)
 
 
-def _fundamental(R: Tensor, t: Tensor, K: Tensor) -> Tensor:
-    inverse = torch.linalg.inv(K)
-    return inverse[1].mT @ essential_from_pose(R, t) @ inverse[0]
-
-
 def _starts(n: Tensor, x: Tensor, K: Tensor, w: Tensor, method: str, threshold: float) -> list[tuple[Tensor, Tensor]]:
     """Poses to refine: of the five-point search, and of eight points on the matches that agree with it."""
     chosen = slice(None)
@@ -171,8 +175,7 @@ def _starts(n: Tensor, x: Tensor, K: Tensor, w: Tensor, method: str, threshold: 
     if E is None or not np.isfinite(E).all():
         raise GeometryError("no essential matrix explains the matches; check that they belong together")
     E = torch.from_numpy(E[:3]).to(torch.float64)
-    inverse = torch.linalg.inv(K)
-    error = sampson_distance(inverse[1].mT @ E @ inverse[0], x[0], x[1])
+    error = sampson_distance(fundamental_from_essential(E, *K), x[0], x[1])
     best = w * (error <= error.quantile(0.6))
     second = essential(fundamental(x[0], x[1], best), K[0], K[1])
     return [relative_pose(e, n[0], n[1], best)[:2] for e in (E, second)]
@@ -180,7 +183,7 @@ def _starts(n: Tensor, x: Tensor, K: Tensor, w: Tensor, method: str, threshold: 
 
 def _refined(n: Tensor, x: Tensor, w: Tensor, K: Tensor, starts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The pose with the least weighted Cauchy cost of Sampson distances, from several starts."""
-    scale = min(float(sampson_distance(_fundamental(R, t, K), x[0], x[1]).median()) for R, t in starts)
+    scale = min(float(sampson_distance(fundamental_from_pose(R, t, *K), x[0], x[1]).median()) for R, t in starts)
     fits = []
     for R, t in starts:
         side = torch.linalg.svd(t[None])[2][1:].numpy()  # two directions across the baseline
@@ -190,7 +193,7 @@ def _refined(n: Tensor, x: Tensor, w: Tensor, K: Tensor, starts: list[tuple[Tens
             return torch.from_numpy(Rotation.from_rotvec(p[:3]).as_matrix()) @ R, t_new / t_new.norm()
 
         def residual(p: np.ndarray, moved=moved) -> np.ndarray:
-            return (w.sqrt() * sampson_distance(_fundamental(*moved(p), K), x[0], x[1])).numpy()
+            return (w.sqrt() * sampson_distance(fundamental_from_pose(*moved(p), *K), x[0], x[1])).numpy()
 
         fit = least_squares(residual, np.zeros(5), loss="cauchy", f_scale=max(2 * scale, 1e-6), max_nfev=30)
         fits.append((fit.cost, moved(fit.x)))
