@@ -92,20 +92,6 @@ class Skeleton:
         """(J-1, 2) int64: parent and child of each bone, in the order of the children."""
         return np.array([(p, j) for j, p in enumerate(self.parents) if p != j], dtype=np.int64)
 
-    def parents_among(self, joints: Iterable[str]) -> tuple[int, ...]:
-        """The tree over some of the joints: the place of each one's first ancestor among them, its own where there is none.
-
-        Raises DataError for a joint that is missing.
-        """
-        kept = self.indices(joints).tolist()
-        parents = []
-        for joint in kept:
-            above = self.parents[joint]
-            while above not in kept and above != self.parents[above]:
-                above = self.parents[above]
-            parents.append(kept.index(above if above in kept else joint))
-        return tuple(parents)
-
     @property
     def flip(self) -> np.ndarray:
         """(J,) int64: `x[..., flip, :]` are the joints of the mirror image, left and right exchanged."""

@@ -379,7 +379,8 @@ def test_labels_from_a_detector(copy, capsys):
     assert "group_train_pseudo_soft.npz: exists already" in capsys.readouterr().err
     named = [{**e, "image_id": "/data/" + ann.images[e["image_id"]].decode()} for e in entries]
     file.write_text(json.dumps(named))
-    np.testing.assert_array_equal(labels.from_detections(ann, file).x_img, load("pseudo_labels", copy, "group_train_pseudo_soft").x_img)
+    found = labels.labels_of(ann, labels.read_people(ann, file))
+    np.testing.assert_array_equal(found.x_img, load("pseudo_labels", copy, "group_train_pseudo_soft").x_img)
     for content, said in (
         ([{**entries[0], "image_id": 99}], "picture 99, which is not in the list"),
         ([{**entries[0], "keypoints": [1, 2]}], "no COCO results"),
@@ -390,14 +391,15 @@ def test_labels_from_a_detector(copy, capsys):
     ):
         file.write_text(json.dumps(content))
         if said is None:
-            assert (labels.from_detections(ann, file).person == -1).all()  # nobody anywhere
+            nobody = labels.read_people(ann, file)
+            assert (labels.labels_of(ann, nobody).person == -1).all()
             continue
         with pytest.raises(DataError, match=said):
-            labels.from_detections(ann, file)
+            labels.read_people(ann, file)
     with pytest.raises(DataError, match="none.json: cannot be read"):
-        labels.from_detections(ann, copy / "none.json")
+        labels.read_people(ann, copy / "none.json")
     with pytest.raises(DataError, match="kind 'raw'"):
-        labels.from_detections(ann, file, "raw")
+        labels.labels_of(ann, nobody, "raw")
 
 
 def test_what_cannot_be_written(world, tmp_path):

@@ -112,7 +112,7 @@ def test_detectors_files_are_found_by_picture(ann, tmp_path, kind):
     folder = written(ann, kind, tmp_path / "found")
     names = [Path(n.decode()).name for n in ann.images]
     assert len(set(names)) < len(names)  # pictures of several sequences are called alike
-    made = pseudo_labels.from_detections(ann, folder)
+    made = pseudo_labels.labels_of(ann, pseudo_labels.read_people(ann, folder))
     expected = pseudo_labels.labels_of(ann, people_of(ann, skeleton="coco17"))
     np.testing.assert_array_equal(made.image, expected.image)
     np.testing.assert_array_equal(made.conf > 0, expected.conf > 0)

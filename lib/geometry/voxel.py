@@ -533,14 +533,6 @@ def _nearest_to_axes(center: Tensor, axis: Tensor, level: float) -> Tensor:
     return middle + torch.linalg.solve(across.sum(0) + weak, offsets)[:, 0]
 
 
-def describe_space(size, center, shape) -> str:
-    """A grid in words, for logs and messages: bounds, number and pitch of the voxels."""
-    bounds = [f"{c - s / 2:g} to {c + s / 2:g}" for s, c in zip(size, center, strict=True)]
-    pitch = " x ".join(f"{s / max(n - 1, 1):.0f}" for s, n in zip(size, shape, strict=True))
-    voxels = " x ".join(map(str, shape))
-    return f"x {bounds[0]}, y {bounds[1]}, z {bounds[2]} mm in {voxels} voxels, {pitch} mm apart"
-
-
 def _words(values: Tensor) -> str:
     low, high = float(values.min()), float(values.max())
     return f"{low:.0f} to {high:.0f}"

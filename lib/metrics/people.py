@@ -255,11 +255,11 @@ class Reprojection(NamedTuple):
     matched: Tensor  # (F,V) pairs below the limit
     seen: Tensor  # (F,V) people in the 2D truth
     shown: Tensor  # (F,V) predicted people who should be in the image
+    most: Tensor  # (F,V) the greater of the two
 
     def ospa(self, limit: float = REPROJECTION_LIMIT) -> float:
         """Mean error where a person without a partner costs the limit, of all views and frames; NaN without any person."""
-        most, pairs = torch.maximum(self.seen, self.shown), self.matched
-        return float((self.cost + limit * (most - pairs)).sum() / most.sum())
+        return float((self.cost + limit * (self.most - self.matched)).sum() / self.most.sum())
 
 
 @no_autocast
@@ -308,7 +308,8 @@ def reprojection_people(
     result = greedy_pairs(error.where(near, torch.inf).flatten(0, 1))
     cost, pairs, partner = (value.unflatten(0, (frames, views)) for value in result)
     shown = shown | (partner >= 0)
-    return Reprojection(cost, *(count.to(dtype) for count in (pairs, seen.sum(-1), shown.sum(-1))))
+    seen, shown = seen.sum(-1), shown.sum(-1)
+    return Reprojection(cost, *(count.to(dtype) for count in (pairs, seen, shown, torch.maximum(seen, shown))))
 
 
 def greedy_pairs(cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:

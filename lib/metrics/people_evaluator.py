@@ -1,5 +1,6 @@
 """Evaluators of several people per frame: AP, recall and MPJPE as on CMU Panoptic, PCP as on Shelf and Campus."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ class PeopleEvaluator(PeopleRows):
             found = pred["found"].bool()
             X = pred["X_world"].where(found[..., None, None], 0.0)
             seen = people.reprojection_people(X, found, batch["camera"], batch["x_img"], batch["conf"], pred.get("valid"))
-            others["reprojection"] = torch.stack([value.sum(1) for value in (*seen, torch.maximum(seen.seen, seen.shown))], 1)
+            others["reprojection"] = torch.stack([value.sum(1) for value in seen], 1)
         self._keep(pred, batch, **others)
 
     def compute(self) -> Report:
@@ -133,14 +134,14 @@ class PeopleEvaluator(PeopleRows):
                 metrics |= {f"root_{key}": value for key, value in self._scores(roots, rows | {"gt_valid": known}).items()}
             per_action = self._by_sequence(distance, rows)
         if "reprojection" in rows:
-            cost, pairs, seen, shown, most = rows["reprojection"].sum(0).tolist()
+            sums = people.Reprojection(*rows["reprojection"].double().sum(0))
             ratios = {
-                "reprojection_percent": (cost + people.REPROJECTION_LIMIT * (most - pairs), most),
-                "reprojection_matched_percent": (cost, pairs),
-                "reprojection_found_percent": (pairs, seen),
-                "reprojection_true_percent": (pairs, shown),
+                "reprojection_percent": sums.ospa(),
+                "reprojection_matched_percent": float(sums.cost / sums.matched),
+                "reprojection_found_percent": float(sums.matched / sums.seen),
+                "reprojection_true_percent": float(sums.matched / sums.shown),
             }
-            metrics |= {key: 100 * part / whole for key, (part, whole) in ratios.items() if whole}
+            metrics |= {key: 100 * ratio for key, ratio in ratios.items() if math.isfinite(ratio)}  # none of nobody
         return Report(metrics, per_joint, per_action, counts, self._protocol())
 
     def _scores(self, distance: Tensor, rows: dict[str, Tensor]) -> dict[str, float]:

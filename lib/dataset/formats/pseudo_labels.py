@@ -225,20 +225,6 @@ def _by_name(keypoints: np.ndarray, skeleton: str) -> tuple[np.ndarray, np.ndarr
     return np.where(good[..., None], out[..., :2], 0.0), np.where(good, out[..., 2], 0.0)
 
 
-def from_detections(
-    ann: Annotations,
-    path: str | Path,
-    kind: str = "soft",
-    threshold: float = THRESHOLD,
-    min_score: float = 0.0,
-    layout: str = "",
-) -> Annotations:
-    """Pseudo labels of the pictures of a table from the files of a 2D detector: `read_people`, then `labels_of`."""
-    if kind not in ("soft", "hard"):
-        raise DataError(f"kind {kind!r}: expected soft or hard")
-    return labels_of(ann, read_people(ann, path, layout), kind, threshold, min_score)
-
-
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
