@@ -183,18 +183,18 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 # --- beside the data
 
 
-def test_true_poses_are_in_camera_frames_and_thinned_by_instant():
+def test_complete_poses_are_in_camera_frames_and_thinned_by_instant():
     ann = tiny_dataset.make(frames=10)  # 20 instants, 4 views
-    X, step = tasks.true_poses(ann)
+    X, step = tasks.complete_poses(ann)
     expected = ann.cameras[torch.from_numpy(ann.camera).long()].to_cam(torch.from_numpy(ann.X_world[ann.pose]).double())
     assert step == 1
     torch.testing.assert_close(X, expected.float())
-    few, step = tasks.true_poses(ann, most=30)  # a third of the instants, each with all of its views
+    few, step = tasks.complete_poses(ann, most=30)  # a third of the instants, each with all of its views
     assert step == 3 and len(few) == 7 * 4
     torch.testing.assert_close(few[:8], X[[0, 1, 2, 3, 12, 13, 14, 15]])
     gap = tiny_dataset.edited(ann, "X_valid", (2, 5), False)
-    assert len(tasks.true_poses(gap)[0]) == len(X) - 4
-    assert len(tasks.true_poses(tiny_dataset.edited(ann, "pose", slice(None), -1))[0]) == 0
+    assert len(tasks.complete_poses(gap)[0]) == len(X) - 4
+    assert len(tasks.complete_poses(tiny_dataset.edited(ann, "pose", slice(None), -1))[0]) == 0
 
 
 def test_make_writes_what_there_are_poses_for(tmp_path, caplog):
@@ -226,7 +226,7 @@ def test_the_score_is_in_the_report_of_a_task(tmp_path):
     tasks.make(ann, tmp_path, "train")
     task = build(defaults().with_values(tiny_dataset.NETWORK | {"DATASET.ROOT": str(tmp_path), "TEST.VARIANTS": ["standard", "reference"]}))
     evaluator = task.evaluator(task.crops(ann, train=False))
-    X, _ = tasks.true_poses(ann)
+    X, _ = tasks.complete_poses(ann)
     evaluator.update({"X_cam": X}, {"X_cam": X, "X_valid": torch.ones(X.shape[:2]), "id": torch.arange(len(X))})
     report = evaluator.compute()
     assert report.metrics["pss50_percent"] == 100 and "pss100_percent" not in report.metrics

@@ -25,8 +25,8 @@ def mean_pose_report(train: Annotations, valid: Annotations) -> Report:
     X, known = true_poses(train)
     centred = torch.where(known[..., None], X - X[:, root : root + 1], 0.0)
     mean = centred.sum(0) / known.sum(0).clamp(min=1)[:, None]
-    X_valid, _ = true_poses(valid)
-    return _report(valid, X_valid[:, root : root + 1] + mean)
+    X_true, _ = true_poses(valid)
+    return _report(valid, X_true[:, root : root + 1] + mean)
 
 
 def label_report(ann: Annotations, labels: Labels, cameras: Cameras | None = None) -> Report:

@@ -31,7 +31,7 @@ def path_of(root: str | Path, skeleton: str, count: int) -> Path:
     return Path(root) / f"pss-{skeleton}-{count}.npz"
 
 
-def true_poses(ann: Annotations, most: int = MOST) -> tuple[Tensor, int]:
+def complete_poses(ann: Annotations, most: int = MOST) -> tuple[Tensor, int]:
     """The poses of a table of which every joint is known, in the frame of each camera that sees them.
 
     Args:
@@ -55,7 +55,7 @@ def make(ann: Annotations, root: str | Path, source: str, counts: Sequence[int] 
     Args:
         source: name of the split, stored with the clusters.
         counts: K, one file each; one that exceeds the number of poses is left out, with a line in the log.
-        most, seed: see true_poses and lib.metrics.structure.fit.
+        most, seed: see complete_poses and lib.metrics.structure.fit.
 
     Returns:
         The files that were written.
@@ -63,7 +63,7 @@ def make(ann: Annotations, root: str | Path, source: str, counts: Sequence[int] 
     Raises:
         DataError: `ann` has no complete 3D pose, or a file cannot be written.
     """
-    X, step = true_poses(ann, most)
+    X, step = complete_poses(ann, most)
     if not len(X):
         raise DataError(f"pose structure: {source} of {root} has no 3D pose with all joints known; fit to a split that has some")
     written = []
