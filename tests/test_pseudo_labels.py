@@ -257,11 +257,13 @@ def test_a_network_of_ours_runs_on_boxes(ann):
 
 def test_peaks_of_heatmaps_are_taken_in_each_box():
     x = torch.tensor([[[[20.3, 11.6]], [[44.8, 30.2]]]])  # (1,M,J,2) cells
-    maps = people_heatmaps(x, torch.ones(1, 2, 1), (64, 48), 2.0)[0].numpy()
-    half = np.array([[0.5, 0, 3], [0, 0.5, 1]])  # picture px -> cells
-    for at, box in ((x[0, 0, 0], [10, 5, 60, 40]), (x[0, 1, 0], [70, 40, 140, 90])):
-        (px, py, height), expected = labeller.peaks_in(maps, half, np.array(box, float))[0], (at.numpy() - [3, 1]) * 2
-        assert np.abs([px, py] - expected).max() <= 2 * 0.26 and height > 0.9
+    maps = people_heatmaps(x, torch.ones(1, 2, 1), (64, 48), 2.0)[0].double()
+    half = torch.tensor([[0.5, 0, 3], [0, 0.5, 1]], dtype=torch.float64)  # picture px -> cells
+    boxes = torch.tensor([[10, 5, 60, 40], [70, 40, 140, 90], [-50, 100, -20, 120]], dtype=torch.float64)  # the last one sees nobody
+    found = labeller.peaks_in(maps, half, boxes)
+    expected = (x[0, :, 0].double() - torch.tensor([3.0, 1.0])) * 2
+    assert (found[:2, 0, :2] - expected).abs().max() <= 2 * 0.26 and (found[:2, 0, 2] > 0.9).all() and found[2, 0, 2] < 0.01
+    assert labeller.peaks_in(maps, half, boxes[:0]).shape == (0, 1, 3)
 
 
 def test_the_2d_network_of_voxelpose_looks_at_whole_pictures(ann, tree, monkeypatch):

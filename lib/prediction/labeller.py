@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats.detector_files import read_boxes
@@ -17,7 +17,8 @@ from lib.dataset.formats.pseudo_labels import People, names_of
 from lib.dataset.image import warp
 from lib.engine.distributed import choose_device
 from lib.errors import DataError, WeightsError
-from lib.geometry.crop import letterbox_affine
+from lib.geometry.crop import invert, letterbox_affine, transform_points
+from lib.geometry.heatmap import decode_heatmap
 from lib.prediction.detection import find_joints, find_people
 from lib.predictor import Predictor
 from lib.tasks.restore import restore
@@ -95,29 +96,25 @@ class FrameNetwork:
             "flipped": torch.zeros(len(images), dtype=torch.bool, device=self.device),
         }
         with torch.inference_mode():
-            hm, hm_from_img = (t[:, 0].cpu().double().numpy() for t in self.task.heatmaps(batch))
+            hm, hm_from_img = (t[:, 0].cpu().double() for t in self.task.heatmaps(batch))
         out = []
         for row, image, maps, affine in zip(rows, images, hm, hm_from_img, strict=True):
             boxes, scores = _inside(*self.boxes(image, row), image)
-            x = np.array([peaks_in(maps, affine, b) for b in _widened(boxes, self.margin)], np.float64).reshape(-1, len(maps), 3)
+            x = peaks_in(maps, affine, torch.from_numpy(_widened(boxes, self.margin)).double()).numpy()
             out.append(People(self.task.skeleton, np.full(len(boxes), row), x, boxes, scores))
         return out
 
 
-def peaks_in(maps: np.ndarray, hm_from_img: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The highest place of each heatmap in a box.   maps (J,h,w), hm_from_img (2,3), box (4,) px -> (J,3) px, px, height 0..1"""
-    joints, height, width = maps.shape
-    corners = hm_from_img[:, :2] @ box.reshape(2, 2).T + hm_from_img[:, 2:]
-    low = np.clip(np.floor(corners.min(1)), 0, (width - 1, height - 1)).astype(int)
-    high = np.clip(np.ceil(corners.max(1)), low, (width - 1, height - 1)).astype(int)
-    part = maps[:, low[1] : high[1] + 1, low[0] : high[0] + 1]
-    best = part.reshape(joints, -1).argmax(1)
-    cell = np.stack([best % part.shape[2] + low[0], best // part.shape[2] + low[1]], 1)  # (J,2)
-    padded, j = np.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="edge"), np.arange(joints)
-    u, v = cell[:, 0] + 1, cell[:, 1] + 1
-    slope = np.stack([padded[j, v, u + 1] - padded[j, v, u - 1], padded[j, v + 1, u] - padded[j, v - 1, u]], 1)
-    x = np.linalg.solve(hm_from_img[:, :2], (cell + 0.25 * np.sign(slope)).T - hm_from_img[:, 2:]).T
-    return np.column_stack([x, maps[j, cell[:, 1], cell[:, 0]].clip(0, 1)])
+def peaks_in(maps: Tensor, hm_from_img: Tensor, boxes: Tensor) -> Tensor:
+    """The highest place of each heatmap in each box.   maps (J,h,w), hm_from_img (2,3), boxes (P,4) px -> (P,J,3) px, px, height 0..1"""
+    height, width = maps.shape[-2:]
+    corners = transform_points(hm_from_img, boxes.unflatten(-1, (2, 2)))  # (P,2,2)
+    last = torch.tensor([width - 1, height - 1])
+    low, high = (corner.clamp(min=torch.zeros_like(last), max=last) for corner in (corners.amin(1).floor(), corners.amax(1).ceil()))
+    cells = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1)
+    inside = ((cells >= low[:, None, None]) & (cells <= high[:, None, None])).all(-1)  # (P,h,w)
+    x, score = decode_heatmap(maps.where(inside[:, None], 0.0), "quarter")
+    return torch.cat([transform_points(invert(hm_from_img), x), score.clamp(0, 1)[..., None]], -1)
 
 
 def network(path: str | Path, boxes: Boxes, device: str = "auto", margin: float = 1.2) -> CropNetwork | FrameNetwork:
