@@ -335,7 +335,7 @@ class Predictor:
             batch["mask"] = torch.from_numpy(clips.mask)
         with torch.no_grad(), torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             pred = self.task.predict(to_device(batch, self.device))
-        pred = {name: (value[torch.from_numpy(clips.judged)] if over_time else value).double().cpu() for name, value in pred.items()}
+        pred = {name: (value[torch.from_numpy(clips.judged)] if over_time else value).cpu().double() for name, value in pred.items()}
         if "x_img" not in pred:
             raise WeightsError(
                 "checkpoint: its network tells no 2D joints, by which a person has a place in the picture; give one that has a 2D head "

@@ -14,6 +14,8 @@ from lib.geometry.crop import invert, transform_points
 from lib.skeleton import get
 from lib.tasks import Step, build
 from lib.tasks import data as task_data
+from lib.tasks import epipolar as epipolar_task
+from lib.tasks import labels as label_task
 from lib.tasks.baselines import label_report, mean_pose_report
 from lib.tasks.integral import PoseReader, mirror
 from lib.tasks.labels import Rule, make_labels, relabel, triangulate_views
@@ -219,6 +221,24 @@ def test_a_person_without_a_root_label_is_left_out(ann):
     labels.X_valid[:, ROOT_JOINT] = False
     with pytest.raises(DataError, match="not one person has a triangulated root; raise EPIPOLAR.THRESHOLD_PX"):
         relabel(ann, labels, ROOT_JOINT, 2000.0)
+
+
+def test_labels_are_made_where_there_is_no_float64(ann, tmp_path, monkeypatch):
+    """What solvers get is of the type that the device has; float32 stands in for Apple's GPUs here."""
+    seen = []
+
+    def triangulated(x_img, conf, cameras, *rest):
+        seen.extend([x_img.dtype, conf.dtype, cameras.K.dtype, cameras.t.dtype])
+        return triangulate_views(x_img, conf, cameras, *rest)
+
+    for module in (label_task, epipolar_task):
+        monkeypatch.setattr(module, "solve_dtype", lambda device: torch.float32)
+        monkeypatch.setattr(module, "triangulate_views", triangulated)
+    labels = make_labels(ann, ann.x_img, ann.conf, Rule("dlt"))
+    np.testing.assert_allclose(labels.X_world[labels.pose], ann.X_world[ann.pose], atol=5.0)
+    task = epipolar(tmp_path, **{"EPIPOLAR.LABELS": "online"})
+    assert task.online_labels(task.train_data()["train"].__getitems__([(0, 0), (1, 0)]))[1].all()
+    assert len(seen) == 8 and set(seen) == {torch.float32}
 
 
 def test_one_camera_cannot_triangulate(ann):

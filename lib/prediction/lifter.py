@@ -250,9 +250,9 @@ class Lifter:
         for a in range(0, len(x), PIECE):
             low, b = max(0, a - self.context), min(len(x), a + PIECE)
             X, root = self.task.lift(x[None, low : b + self.context].to(self.device))
-            poses.append(X[0, a - low : b - low].double().cpu().numpy())
+            poses.append(X[0, a - low : b - low].cpu().double().numpy())
             if root is not None:
-                roots.append(root[0, a - low : b - low].double().cpu().numpy())
+                roots.append(root[0, a - low : b - low].cpu().double().numpy())
         return np.concatenate(poses), np.concatenate(roots) if roots else None
 
     def _place(self, X: np.ndarray, norm: Tensor) -> np.ndarray | None:

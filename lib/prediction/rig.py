@@ -361,7 +361,7 @@ class RigPredictor:
                 batch |= {"x_img": joints[0][rows].float().to(device), "conf": joints[1][rows].float().to(device)}
             with torch.no_grad():
                 pred = task.predict(batch)
-            found.append({name: pred[name].double().cpu() for name in ("X_world", "score", "found")})
+            found.append({name: pred[name].cpu().double() for name in ("X_world", "score", "found")})
         X, score, there = (torch.cat([part[name] for part in found]) for name in ("X_world", "score", "found"))
         there = there > 0
         valid = there[..., None].expand(X.shape[:-1])

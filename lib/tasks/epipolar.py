@@ -25,6 +25,7 @@ from lib.errors import MALFORMED, DataError, WeightsError
 from lib.files import replaced
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import invert, transform_points
+from lib.geometry.precision import solve_dtype
 from lib.geometry.rig_recovery import MAX_SAMPSON_PX
 from lib.ranks import once
 from lib.skeleton import check_same, get
@@ -257,12 +258,13 @@ class EpipolarTask(IntegralTask):
             x_img, conf = b["x_img"], b["conf"]
         else:
             x_img, conf = self.see(b)
-        cameras = b["camera"].to(torch.float64)
-        X_world, kept, error = triangulate_views(x_img.double(), conf.double(), cameras, self.rule)
+        dtype = solve_dtype(x_img.device)
+        cameras = b["camera"].to(dtype)
+        X_world, kept, error = triangulate_views(x_img.to(dtype), conf.to(dtype), cameras, self.rule)
         root = get(self.skeleton).root_index
         X_cam = cameras.to_cam(X_world[:, None])  # (B,V,J,3)
         x_label = cameras.project(X_world[:, None])[0]
-        x_patch = transform_points(b["patch_from_img"].double(), x_label)
+        x_patch = transform_points(b["patch_from_img"].to(dtype), x_label)
         z = (X_cam[..., 2] - X_cam[..., root : root + 1, 2]) * b["depth_scale"][..., None]
         label = torch.cat([x_patch, z[..., None]], -1)
         valid = (kept & kept[:, root : root + 1])[:, None].expand(x_img.shape[:3])

@@ -20,6 +20,7 @@ from lib.dataset.samples import CropSamples
 from lib.errors import DataError
 from lib.geometry.crop import invert, transform_points
 from lib.geometry.heatmap import cells_from_patch, decode_heatmap, joint_cells, patch_from_cells, read_depth, render_heatmaps
+from lib.geometry.precision import solve_dtype
 from lib.geometry.weak_perspective import (
     BONE_SUM_MM,
     H36M_BONES,
@@ -260,7 +261,8 @@ class FusionTask(IntegralTask):
         if self.as_h36m:
             pose, x_img, conf = self._h36m(pose), self._h36m(x_img), self._h36m(conf[..., None])[..., 0]
         X_root = (pose - pose[:, get(self.pose_skeleton).root_index, None]) * mm_per_side[:, None, None]
-        sides_per_px = torch.linalg.det(batch["patch_from_img"][..., :2].double()).abs().sqrt() / max(self.image_spec.size)
+        patch_from_img = batch["patch_from_img"][..., :2].to(solve_dtype(maps.hm.device))
+        sides_per_px = torch.linalg.det(patch_from_img).abs().sqrt() / max(self.image_spec.size)
         pred = {"x_img": x_img, "conf": conf.clamp(0, 1), "X_root": X_root, "mm_per_px": mm_per_side * sides_per_px.to(mm_per_side)}
         if "root_cam" in batch:
             pred["X_cam"] = X_root + batch["root_cam"][:, None].to(X_root)

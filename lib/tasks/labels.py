@@ -15,6 +15,7 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.rig import view_pairs, view_table
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
+from lib.geometry.precision import solve_dtype
 from lib.geometry.triangulation import (
     enough_views,
     ransac_triangulate,
@@ -104,14 +105,14 @@ def make_labels(
             "use DATASET.VIEWS with two or more views, and check that the cameras' frame numbers agree"
         )
     joined = None if rule.pairs == "all" else torch.from_numpy(view_pairs(ann, row, rule.pairs))
-    parts = []
+    parts, dtype = [], solve_dtype(torch.device(device))
     for begin in range(0, len(row), chunk):
         r = row[begin : begin + chunk]
         present = torch.from_numpy(r >= 0)
         r = np.maximum(r, 0)
-        x = torch.from_numpy(x_img[r]).to(device, torch.float64)
-        c = (torch.from_numpy(conf[r]) * present[..., None]).to(device, torch.float64)
-        cameras = ann.observing(r).to(device)
+        x = torch.from_numpy(x_img[r]).to(dtype).to(device)
+        c = (torch.from_numpy(conf[r]) * present[..., None]).to(dtype).to(device)
+        cameras = ann.observing(r).to(dtype).to(device)
         pairs = None if joined is None else joined[begin : begin + chunk].to(device)
         parts.append([t.cpu() for t in triangulate_views(x, c, cameras, rule, pairs)])
     pose = np.zeros(len(ann), np.int32)
