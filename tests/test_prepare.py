@@ -11,7 +11,7 @@ from lib.dataset import load
 from lib.dataset.formats import h36m, h36m_raw
 from lib.errors import ConfigError, DataError
 from lib.tasks import data
-from lib.tasks.prepare import counts_table, damaged_sequences, prepare_labels, spread
+from lib.tasks.prepare import counts_table, damaged_sequences, prepare_labels, splits, spread
 from lib.tasks.world import LAYOUTS, MARKER, ensure_native
 from scripts import prepare, synth
 from tests.conftest import ROOT
@@ -227,6 +227,15 @@ def test_check_finds_what_is_wrong(tree, tmp_path, capsys):
     assert prepare.main(["check", "h36m", str(tmp_path / "nowhere")]) == 1
     assert prepare.main(["check", "h37m", str(tmp_path)]) == 2
     assert "did you mean h36m" in capsys.readouterr().err
+
+
+def test_layouts_tell_their_splits(tree, tmp_path):
+    assert splits("h36m", tree) == ["train-fs", "valid"] and splits("mpii", tmp_path) == []
+    for name in ("train.json", "mine.json", ".mine.1.part.json"):
+        (tmp_path / "annot").mkdir(exist_ok=True)
+        (tmp_path / "annot" / name).write_text("[]")
+    assert splits("mpii", tmp_path) == ["mine", "train"]
+    assert splits("synthetic", tmp_path / "nowhere") == []
 
 
 # ------------------------------------------------------------------------------------------------------------- labels

@@ -11,6 +11,8 @@ from lib.dataset.formats import FORMATS
 from lib.dataset.loader import collate
 from lib.errors import ConfigError, DataError, WeightsError
 from lib.geometry.crop import invert, transform_points
+from lib.metrics import PoseEvaluator
+from lib.metrics.threedpw import ThreeDPWEvaluator
 from lib.skeleton import get
 from lib.tasks import Step, build
 from lib.tasks import data as task_data
@@ -244,6 +246,13 @@ def test_labels_are_made_where_there_is_no_float64(ann, tmp_path, monkeypatch):
 def test_one_camera_cannot_triangulate(ann):
     with pytest.raises(DataError, match="no person is seen by two cameras"):
         make_labels(ann.select(ann.view == 1), ann.x_img[ann.view == 1], ann.conf[ann.view == 1], Rule())
+
+
+def test_layouts_may_be_judged_in_a_way_of_their_own(ann, tmp_path):
+    own = task_of(tmp_path, **{"DATASET.DATASET": "threedpw", "DATASET.SKELETON": "h36m17"})
+    assert type(own.evaluator(own.crops(ann, train=False))) is ThreeDPWEvaluator
+    task = task_of(tmp_path)
+    assert type(task.evaluator(task.crops(ann, train=False))) is PoseEvaluator
 
 
 def test_limbs_are_judged_where_they_are_asked_for(ann, tmp_path):

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from lib import vis
 from lib.config import Config
 from lib.dataset.annotations import Annotations
+from lib.dataset.formats import FORMATS
 from lib.dataset.image import IMAGENET, ImageSpec
 from lib.dataset.samples import CropSamples
 from lib.geometry.crop import invert, transform_points
@@ -26,7 +27,6 @@ from lib.geometry.heatmap import (
 from lib.loss import build_joint_loss, heatmap_mse
 from lib.metrics import Keypoint2DEvaluator, PCKhEvaluator, PoseEvaluator
 from lib.metrics.structure import Clusters
-from lib.metrics.threedpw import ThreeDPWEvaluator
 from lib.models import MODELS
 from lib.registry import resolve
 from lib.skeleton import get
@@ -272,9 +272,9 @@ class IntegralTask(Task):
             if np.isfinite(ann.head_px).any():
                 return PCKhEvaluator(self.pose_skeleton, ann.head_px, actions, test.VARIANTS)
             return Keypoint2DEvaluator(self.pose_skeleton, actions)
-        if self.cfg.DATASET.DATASET == "threedpw":
-            mesh = bool(self.cfg.DATASET.OPTIONS.get("mesh_joints"))
-            return ThreeDPWEvaluator(self.pose_skeleton, actions, test.JOINTS, mesh, test.VARIANTS, self._protocol())
+        layout = resolve(FORMATS, self.cfg.DATASET.DATASET, key="DATASET.DATASET")
+        if hasattr(layout, "evaluator"):
+            return layout.evaluator(self.pose_skeleton, actions, test.JOINTS, self.cfg.DATASET.OPTIONS, test.VARIANTS, self._protocol())
         if self.structure is None:  # found once; the same at every evaluation of a run
             self.structure = structure.clusters(self.cfg, self.pose_skeleton)
         return PoseEvaluator(

@@ -440,12 +440,6 @@ def prepare_poses(predictions: str | Path, out: str | Path, min_score: float = 0
 def splits(dataset: str, root: Path) -> list[str]:
     """The splits that a data set on disk has, as far as its layout tells."""
     module = resolve(FORMATS, dataset, key="dataset")
-    if dataset in ("h36m", "mpii"):
-        suffixes = FORMS.values() if dataset == "h36m" else (".json",)
-        files = [p for p in sorted((root / "annot").glob("*")) if p.suffix in suffixes and not p.name.startswith(".")]
-        return list(dict.fromkeys(p.stem for p in files if not p.stem.endswith(".quality")))
-    if dataset == "synthetic":
-        return list(module.manifest(root)["splits"])
     if hasattr(module, "splits"):
         return module.splits(root)
     names = getattr(module, "SPLITS", ("train", "test"))

@@ -546,13 +546,16 @@ def _to_records(ann: Annotations, names: list[str], per_camera: bool) -> list[di
 # ------------------------------------------------------------------------------------------------------------ checking
 
 
+def splits(root: str | Path) -> list[str]:
+    """The names of the splits that are there in either form, those of own making too."""
+    return sorted({p.stem for p in (Path(root) / "annot").glob("*") if p.suffix in (".npz", ".pkl") and not p.name.startswith(".")})
+
+
 def check(root: str | Path, split: str | None = None) -> list[str]:
     """What is missing or wrong in a tree, one sentence each; empty = good. Without `split`, all splits of annot/."""
     root = Path(root)
     folder = root / "annot"
-    names = sorted({p.stem for p in folder.glob("*") if p.suffix in (".npz", ".pkl") and not p.name.startswith(".")})
-    if split is not None:
-        names = [split]
+    names = splits(root) if split is None else [split]
     if not names:
         return [f"{folder}: no annotations (.npz or .pkl) found; make them with `python scripts/prepare.py h36m`, or set the root"]
     said = []

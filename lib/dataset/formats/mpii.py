@@ -323,10 +323,15 @@ def write_predictions_mat(path: str | Path, x_img: np.ndarray) -> None:
         need("scipy.io", f"{path}: writing it").savemat(file, {"preds": x_img + 1})
 
 
+def splits(root: str | Path) -> list[str]:
+    """The names of the splits that are there, those of own making too."""
+    return [p.stem for p in sorted((Path(root) / "annot").glob("*.json")) if not p.name.startswith(".")]
+
+
 def check(root: str | Path, split: str | None = None) -> list[str]:
     """What is missing or wrong in a tree, one sentence each; empty = good. Without `split`, all splits of annot/."""
     root = Path(root)
-    names = [split] if split else [p.stem for p in sorted((root / "annot").glob("*.json"))]
+    names = [split] if split else splits(root)
     if not names:
         return [f"{root}/annot: no annotations (.json) found, expected some of {', '.join(SPLITS)}; set the root to MPII's folder"]
     said = []

@@ -88,6 +88,11 @@ def write(
         os.rename(part, final)
 
 
+def splits(root: str | Path) -> list[str]:
+    """The names of the splits that were made."""
+    return list(manifest(root)["splits"])
+
+
 def manifest(root: str | Path) -> dict:
     """The contents of world.json, or an empty manifest for a folder that is missing or empty.
 

@@ -15,7 +15,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from lib.dataset.formats.multiview import ChosenImages
 from lib.errors import MALFORMED, DataError
 from lib.files import refuse_existing, replaced
 from lib.geometry.camera import Cameras
+from lib.metrics.threedpw import ThreeDPWEvaluator
 
 log = logging.getLogger("parallax")
 
@@ -105,6 +106,13 @@ def read(root: str | Path, split: str, sequences: Sequence[str] = (), mesh_joint
 def splits(root: str | Path) -> list[str]:
     """The splits that are there."""
     return [split for split in SPLITS if any((Path(root) / "sequenceFiles" / split).glob("*.pkl"))]
+
+
+def evaluator(
+    skeleton: str, actions: Sequence[str] | None, joints: str, options: Mapping[str, Any], variants: Sequence[str], protocol: dict[str, Any]
+) -> ThreeDPWEvaluator:
+    """What judges tables that were read with these options."""
+    return ThreeDPWEvaluator(skeleton, actions, joints, bool(options.get("mesh_joints")), variants, protocol)
 
 
 def _files(root: Path, split: str) -> dict[str, Path]:
