@@ -9,6 +9,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from lib.errors import DataError, ParallaxError
@@ -72,6 +73,14 @@ def replaced(
         reason = getattr(failed, "strerror", None) or str(failed).split("\n")[0]
         raise error(f"{path}: cannot be written ({reason}); {advice}") from failed
     finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def remove_parts(path: str | Path) -> None:
+    """Removes what killed processes left of a file under temporary names; for files that one process at a time writes."""
+    path = Path(path)
+    for part in path.parent.glob(f".{escape(path.stem)}.*.part{escape(path.suffix)}"):
         with suppress(OSError):
             part.unlink(missing_ok=True)
 

@@ -318,6 +318,13 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() == b"new" and hashes(tmp_path).keys() == {"a.bin"}
 
 
+def test_checkpoints_leave_nothing_of_killed_runs(tmp_path):
+    for name in (".checkpoint.pth.123.part.tar", ".model_best.pth.123.part.tar"):
+        (tmp_path / name).write_bytes(b"half")
+    checkpoint.save(tmp_path / "checkpoint.pth.tar", {"step": 1})
+    assert hashes(tmp_path).keys() == {"checkpoint.pth.tar", ".model_best.pth.123.part.tar"}
+
+
 # ------------------------------------------------------------------------------------------------------- two processes
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lib.engine.distributed import HOST, set_rng_state
 from lib.errors import MALFORMED, RunError
-from lib.files import OF_TORCH, replaced
+from lib.files import OF_TORCH, remove_parts, replaced
 
 FORMAT = 1
 KIND = "parallax"
@@ -35,6 +35,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Writes `state` (plain values and tensors) under `path`, whole or not at all."""
+    remove_parts(path)  # a run that is killed while it writes, again and again, must not fill the disk
     atomic_write(path, lambda file: torch.save(state, file))
 
 
