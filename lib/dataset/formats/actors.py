@@ -29,7 +29,7 @@ from lib.dataset.formats.files import findings, need, part_folder, write_images
 from lib.dataset.formats.matlab import load_mat
 from lib.dataset.formats.multiview import ChosenImages, boxes_of, names_of, observed, renumbered, rigs
 from lib.errors import MALFORMED, DataError
-from lib.files import refuse_existing
+from lib.files import new_file, refuse_existing
 from lib.geometry.camera import Cameras
 
 DETECTED = "coco17"
