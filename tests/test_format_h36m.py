@@ -194,9 +194,31 @@ def test_records_that_do_not_fit_are_named(made, tmp_path, what):
 
 def test_views_that_disagree_are_told(made, tmp_path, caplog):
     data = records(made / "annot" / "flat.pkl")
-    data[1]["joints_3d_cam"] = data[1]["joints_3d_cam"] + 30
+    data[1]["joints_3d"] = data[1]["joints_3d"] + [0, 0, 30]
     h36m.read(dump(tmp_path / "annot" / "x.pkl", data).parents[1], "x")
     assert "1 of 12 records differ by more than 5 mm" in caplog.text
+
+
+@pytest.mark.parametrize("project", ["", "stored", "distorted"])
+def test_labels_of_joints_3d_count_where_they_are_not_those_of_joints_3d_cam(made, tmp_path, caplog, project):
+    """The release trains on joints_3d; here one joint of each record was moved there, as triangulated labels are."""
+    h36m.write(h36m.read(made, "valid").to_skeleton("mpii16"), tmp_path, "train-ss", form="pickle")
+    data = records(tmp_path / "annot" / "train-ss.pkl")
+    truth = h36m.read(tmp_path, "train-ss", project=project)
+    assert "joints_3d_cam" not in caplog.text  # what agrees is told of nobody
+    for record in data:  # the place of the joint in space moves, and so its label in every view
+        X_cam = record["joints_3d_cam"].copy()
+        X_cam[3] += record["cam"].R @ [90.0, -60, 120]
+        uv = X_cam[:, :2] / X_cam[:, 2:] * record["fl"].reshape(-1) + record["c_p"].reshape(-1)
+        record["joints_3d"] = np.c_[uv, X_cam[:, 2] - record["pelvis"][2]]
+    got = h36m.read(dump(tmp_path / "b" / "annot" / "x.pkl", data).parents[1], "x", project=project)
+    assert f"{len(data)} joints of {len(data)} of {len(data)} records lie elsewhere in joints_3d" in caplog.text
+    moved = np.zeros((16, 3))
+    moved[3] = [90, -60, 120]
+    assert np.allclose(got.X_world, truth.X_world + moved, atol=0.01)  # also in depth
+    expected = got.observing().project(torch.from_numpy(got.X_world[got.pose]).double(), True, "h36m")[0].numpy()
+    assert np.allclose(got.x_img, expected, atol=1e-3)
+    assert any("joints" in text for text in h36m.check(tmp_path / "b", "x"))  # the two are still told apart
 
 
 class Evil:

@@ -4,6 +4,9 @@
 <root>/annot/<split>.pkl             the published form: a list of records, or one list per camera {1: [...], ..., 4: [...]}
 <root>/images/S1/Photo_1.58860488/000781.jpg        subject / sequence . camera / number of the frame, from 1
 
+The published records say joints twice: as `joints_3d` (px, px and depth relative to the root), which the release trains and judges
+on, and as `joints_3d_cam`. Where the two differ, as they do in triangulated labels, `joints_3d` counts.
+
 The published 2D joints and boxes ignore the lens, though the images show its distortion (some px, 10 in the corners). Read with
 `project="pinhole"` (what was published) the table has pinhole cameras, so that its 2D and 3D joints agree; with "distorted" it has
 the lenses too, and 2D joints where the images show them.
@@ -47,6 +50,7 @@ _PATH = re.compile(r"(?:^|/)S(\d+)/(?:S\d+_)?([^/]+)\.([^./]+)/(?:[^/]*_)?(\d+)\
 _NUMBERED = re.compile(r"(?:^|/)s_(\d+)_act_(\d+)_subact_(\d+)_ca_(\d+)(?:/[^/]*)?_(\d+)\.\w+$")
 AGREE_MM = 5.0  # how far the views of one instant may disagree about a joint before it is told ...
 REFUSE_MM = 100.0  # ... and, in the median, before the cameras must be wrong
+LABEL_PX, LABEL_MM = 0.1, 1.0  # how far joints_3d and joints_3d_cam may lie apart and still be the same, in the image and in depth
 
 
 class Place(NamedTuple):
@@ -117,7 +121,11 @@ def read(root: str | Path, split: str, project: str = "", tangential: str = "h36
     Raises:
         DataError: no such split, a pickle that holds something else than plain data and cameras, or records that do not fit.
     """
-    root = Path(root)
+    return _read(Path(root), split, project, tangential)
+
+
+def _read(root: Path, split: str, project: str, tangential: str = "h36m", labels: bool = True) -> Annotations:
+    """See `read`; without `labels` the 3D joints of a pickle are its joints_3d_cam, whatever its joints_3d say."""
     if project not in ("", *PROJECT):
         raise DataError(f"project: {project!r} is not one of {', '.join(PROJECT)}; correct DATASET.OPTIONS")
     table, records = (root / "annot" / f"{split}{suffix}" for suffix in (".npz", ".pkl"))
@@ -128,7 +136,7 @@ def read(root: str | Path, split: str, project: str = "", tangential: str = "h36
             raise DataError(f"{table}: not an annotation table of this program ({error}); prepare it again") from None
         ann = reprojected(ann, project, tangential) if project not in ("", "stored") else ann
     elif records.exists():
-        ann = _from_records(records, root, project or "pinhole", tangential)
+        ann = _from_records(records, root, project or "pinhole", tangential, labels)
     else:
         names = {p.stem for s in (".npz", ".pkl") for p in (root / "annot").glob(f"*{s}") if not p.name.startswith(".")}
         raise DataError(
@@ -156,7 +164,7 @@ def _without_lens(cameras: Cameras) -> Cameras:
     return Cameras(cameras.K, cameras.R, cameras.t, torch.zeros_like(cameras.dist), cameras.size)
 
 
-def _from_records(path: Path, root: Path, project: str, tangential: str) -> Annotations:
+def _from_records(path: Path, root: Path, project: str, tangential: str, labels: bool) -> Annotations:
     records, known_views = _records(path)
     joints = np.shape(records[0].get("joints_3d"))[:1]
     if not joints or joints[0] not in ORDERS:
@@ -174,15 +182,11 @@ def _from_records(path: Path, root: Path, project: str, tangential: str) -> Anno
     joints_3d = take("joints_3d", (J, 3))
     vis = take("joints_3d_vis", (J, 3), np.ones((J, 3)))
     X_cam = take("joints_3d_cam", (J, 3), np.full((J, 3), np.nan))
-    f, c = K[:, None, (0, 1), (0, 1)], K[:, None, :2, 2]
+    published = _published(path, joints_3d, X_cam, take("pelvis", (3,), np.full(3, np.nan)), K, skeletons.get(skeleton).root_index)
     derived = np.isnan(X_cam).all((1, 2))
-    if derived.any():
-        pelvis = take("pelvis", (3,), np.full(3, np.nan))
-        if np.isnan(pelvis[derived]).any():
-            row = np.flatnonzero(derived & np.isnan(pelvis).any(-1))[0]
-            raise DataError(f"{path}: record {row} has neither joints_3d_cam nor pelvis, so its depth is unknown; get the complete file")
-        z = joints_3d[..., 2:] + pelvis[:, None, 2:]
-        X_cam = np.where(derived[:, None, None], np.concatenate([(joints_3d[..., :2] - c) / f * z, z], -1), X_cam)
+    X_cam = np.where(derived[:, None, None], published, X_cam)
+    if labels:
+        X_cam = _labelled(path, X_cam, published, K, (vis > 0).any(-1))
     X_world = np.einsum("nij,nkj->nki", np.swapaxes(R, 1, 2), X_cam) + center[:, None]
     seen, valid = (vis[..., :2] > 0).all(-1), (vis[..., 2] > 0) & np.isfinite(X_cam).all(-1)
 
@@ -231,6 +235,33 @@ def _from_records(path: Path, root: Path, project: str, tangential: str) -> Anno
         subactions=np.array([subactions[s] for s in every], dtype=bytes),
         fps=FPS,
     ).check(str(path))
+
+
+def _published(path: Path, joints_3d: np.ndarray, X_cam: np.ndarray, pelvis: np.ndarray, K: np.ndarray, root: int) -> np.ndarray:
+    """The joints that joints_3d means, in camera space; a record without pelvis has the root of its joints_3d_cam.
+
+    joints_3d (N,J,3) px, px, mm; X_cam (N,J,3) mm, NaN where missing; pelvis (N,3) mm, NaN where missing -> (N,J,3) mm
+    """
+    depth = np.where(np.isnan(pelvis[:, 2]), X_cam[:, root, 2], pelvis[:, 2])
+    if np.isnan(depth).any():
+        row = np.flatnonzero(np.isnan(depth))[0]
+        raise DataError(f"{path}: record {row} has neither joints_3d_cam nor pelvis, so its depth is unknown; get the complete file")
+    z = joints_3d[..., 2:] + depth[:, None, None]
+    return np.concatenate([(joints_3d[..., :2] - K[:, None, :2, 2]) / K[:, None, (0, 1), (0, 1)] * z, z], -1)
+
+
+def _labelled(path: Path, X_cam: np.ndarray, published: np.ndarray, K: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Joints of joints_3d_cam, but those of joints_3d where the two differ, which is told.   (N,J,3) mm, known (N,J) -> (N,J,3)"""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offset = np.abs(X_cam[..., :2] / X_cam[..., 2:] - published[..., :2] / published[..., 2:]) * K[:, None, (0, 1), (0, 1)]
+    same = (offset <= LABEL_PX).all(-1) & (np.abs(X_cam[..., 2] - published[..., 2]) <= LABEL_MM)
+    apart = known & ~same & np.isfinite(published).all(-1)
+    if apart.any():
+        log.warning(
+            "%s: %d joints of %d of %d records lie elsewhere in joints_3d than in joints_3d_cam; those of joints_3d are used, as the "
+            "release does", path, int(apart.sum()), int(apart.any(-1).sum()), len(apart),
+        )  # fmt: skip
+    return np.where(apart[..., None], published, X_cam)
 
 
 def _records(path: Path) -> tuple[list[dict], list[int]]:
@@ -561,7 +592,7 @@ def check(root: str | Path, split: str | None = None) -> list[str]:
     said = []
     for name in names:
         try:
-            ann = read(root, name, project="stored")  # so that the 2D joints of the file are held against its 3D joints
+            ann = _read(root, name, "stored", labels=False)  # so that the 2D joints of the file are held against its 3D joints
         except DataError as error:
             said.append(str(error))
             continue
