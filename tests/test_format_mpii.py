@@ -21,7 +21,7 @@ from lib.metrics import Keypoint2DEvaluator, PCKhEvaluator
 from lib.metrics.keypoints import HEAD_BIAS
 from lib.skeleton import get
 from lib.synthetic.world import World
-from lib.tasks import build
+from lib.tasks import build, data
 from lib.vis import draw_skeleton_2d
 from tests.conftest import golden
 
@@ -252,12 +252,16 @@ def test_unknown_heads_do_not_count():
     assert report.per_joint["pckh_percent"]["r_ankle"] == 100
 
 
-def test_the_task_judges_by_pckh_where_heads_are_known(tree):
+def task_config(tree, *further):
     values = ["DATASET.DATASET", "mpii", "DATASET.ROOT", str(tree), "DATASET.TEST_SET", "valid", "MODEL.NUM_JOINTS", "16"]
     values += ["MODEL.INIT_WEIGHTS", "false", "MODEL.EXTRA.NUM_LAYERS", "18", "MODEL.IMAGE_SIZE", "[64,64]", "MODEL.DEPTH_RES", "8"]
     values += ["MODEL.EXTRA.NUM_DECONV_FILTERS", "[8,8,8]"]
+    return load_config(None, [*values, *further])
+
+
+def test_the_task_judges_by_pckh_where_heads_are_known(tree):
     for head in ("heatmap", "volume"):
-        task = build(load_config(None, [*values, "MODEL.HEAD", head]))
+        task = build(task_config(tree, "MODEL.HEAD", head))
         dataset = task.eval_data()["valid"]
         evaluator = task.evaluator(dataset)
         assert isinstance(evaluator, PCKhEvaluator) and task.key_metric == ("pckh_percent", "max")
@@ -269,6 +273,23 @@ def test_the_task_judges_by_pckh_where_heads_are_known(tree):
     (tree / "annot" / "gt_valid.mat").unlink()
     dataset = task.eval_data()["valid"]
     assert type(task.evaluator(dataset)) is Keypoint2DEvaluator and task.key_metric == ("pck2d_percent", "max")
+
+
+def test_records_of_one_joint_are_judged_but_not_learned_from(tree):
+    raw = records(tree)
+    only = [k for k, vis in enumerate(raw[2]["joints_vis"]) if vis][0]
+    raw[2]["joints_vis"] = [int(k == only) for k in range(16)]
+    rewrite(tree, raw)
+    (tree / "annot" / "gt_valid.mat").unlink()
+    cfg = task_config(tree, "MODEL.HEAD", "heatmap")
+    ann = data.annotations(cfg, "valid")
+    judged = data.crops(cfg, ann, ImageSpec((64, 64)), None, 2000.0)
+    trained = data.crops(cfg, ann, ImageSpec((64, 64)), data.augmentation(cfg), 2000.0)
+    assert (len(judged), len(trained)) == (6, 5)
+    crop = judged[2]
+    assert crop["valid"].sum() == 1 and crop["image"].float().std() > 1
+    center = np.array(raw[2]["center"]) - 1  # its own joints are too few for a box
+    np.testing.assert_allclose((judged.ann.box[2, :2] + judged.ann.box[2, 2:]) / 2, center, atol=1e-3)
 
 
 def test_predictions_for_mpii_count_from_one(tmp_path):

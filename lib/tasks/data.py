@@ -116,9 +116,11 @@ def occluders(cfg: Config) -> Occluders:
 
 def crops(cfg: Config, ann: Annotations, spec: ImageSpec, augment: Augment | None, depth_mm: float | None) -> CropSamples:
     """Person crops of annotations as the DATASET section asks, for training if `augment`; a person of whom a view shows less than two of
-    the labelled joints has none. depth_mm: see CropSamples.
+    the labelled joints has none. Those with a single label are judged all the same: MPII's evaluation counts every record.
+    depth_mm: see CropSamples.
     """
-    shown = (ann.visible.sum(1) > 1) | ~(ann.conf > 0).any(1)
+    shown, labelled = ann.visible.sum(1), (ann.conf > 0).sum(1)
+    shown = (shown > 1) | (labelled == 0) | ((shown == labelled) & (augment is None))
     ann = in_proportion(ann if shown.all() else ann.select(shown), spec)
     cache = crop_cache(cfg, ann) if augment is not None else None
     return CropSamples(ann, cfg.DATASET.ROOT, spec, augment, depth_mm, cfg.DATASET.BOX_SCALE, cfg.SEED, cache)
