@@ -14,6 +14,7 @@ from lib.errors import DataError
 from lib.skeleton import get
 from lib.synthetic.world import World
 from lib.tasks import prepare
+from lib.tasks.data import in_proportion
 from lib.tasks.world import ensure_native
 
 NAME = "person_keypoints_val2017.json"
@@ -58,7 +59,8 @@ def test_real_people(real):
 
 
 def test_crops_of_real_people(real):
-    batch = CropSamples(load("coco", real, "val", {"aspect": 0.75}), real, ImageSpec((48, 64))).__getitems__([0, 1, 2])
+    spec = ImageSpec((48, 64))
+    batch = CropSamples(in_proportion(load("coco", real, "val"), spec), real, spec).__getitems__([0, 1, 2])
     assert batch["has_depth"].tolist() == [0, 0, 0] and (batch["image"].float().std((1, 2, 3)) > 10).all()
     x = batch["x_patch"][batch["valid"] > 0][:, :2]
     assert (x > 1).all() and (x[:, 0] < 47).all() and (x[:, 1] < 63).all()
@@ -77,18 +79,16 @@ def test_joints_of_mpii_that_coco_lacks_are_masked(real):
     np.testing.assert_allclose(ann.x_img[0, pelvis], raw.x_img[0, hips].mean(0))
 
 
-def test_boxes_are_cut_off_at_the_image_then_widened(tmp_path):
+def test_boxes_are_cut_off_at_the_image_then_widened_to_the_shape_of_the_crop(tmp_path):
     people = [person(), person(2, bbox=[150, -20, 100, 80])]
     tree(tmp_path, people)
-    center, size = np.array([29.5, 49.5]), 59 * 1.25  # 10..49 by 20..79
-    plain = coco.read(tmp_path, "val").box
-    np.testing.assert_allclose(plain[0], [*(center - size / 2), *(center + size / 2)], rtol=1e-6)
-    center, size = np.array([174.5, 29.5]), 59 * 1.25  # 150..199 by 0..59
-    np.testing.assert_allclose(plain[1], [*(center - size / 2), *(center + size / 2)], rtol=1e-6)
-    tall = coco.read(tmp_path, "val", aspect=0.75).box
-    np.testing.assert_allclose(tall[0, 2:] - tall[0, :2], [1.25 * 0.75 * 59, 1.25 * 59], rtol=1e-6)
-    with pytest.raises(DataError, match="aspect: 0"):
-        coco.read(tmp_path, "val", aspect=0)
+    ann = coco.read(tmp_path, "val")
+    for row, center, size in ((0, [29.5, 49.5], [39, 59]), (1, [174.5, 29.5], [49, 59])):  # 10..49 by 20..79, 150..199 by 0..59
+        half = 1.25 / 2 * np.array(size)
+        np.testing.assert_allclose(ann.box[row], [*(center - half), *(center + half)], rtol=1e-6)
+    tall, square = (in_proportion(ann, ImageSpec(shape)).box[0] for shape in ((48, 64), (64, 64)))
+    np.testing.assert_allclose(tall[2:] - tall[:2], [1.25 * 0.75 * 59, 1.25 * 59], rtol=1e-6)
+    np.testing.assert_allclose(square[2:] - square[:2], [1.25 * 59, 1.25 * 59], rtol=1e-6)
 
 
 def test_who_is_left_out(tmp_path):
@@ -180,7 +180,7 @@ def test_written_and_read_back(tmp_path):
     x = np.where(inside[..., None], wrote.x_img, np.nan)
     low, high = np.nanmin(x, 1), np.nanmax(x, 1)
     np.testing.assert_allclose((ann.box[:, :2] + ann.box[:, 2:]) / 2, (low + high) / 2, atol=1e-2)
-    np.testing.assert_allclose(ann.box[:, 2] - ann.box[:, 0], 1.25 * (high - low).max(1), rtol=1e-3)
+    np.testing.assert_allclose(ann.box[:, 2:] - ann.box[:, :2], 1.25 * (high - low), rtol=1e-3)
     with pytest.raises(DataError, match="exists already"):
         coco.write(wrote, tmp_path, "val")
 

@@ -71,15 +71,23 @@ def test_real_records(real):
 
 def test_real_boxes_hold_the_joints_with_the_published_margin(real):
     ann = load("mpii", real, "train")
-    size = ann.box[:, 2:] - ann.box[:, :2]
-    np.testing.assert_allclose(size[:, 0], size[:, 1], rtol=1e-5)
-    first = ann.x_img[0]
-    np.testing.assert_allclose(size[0, 0], 1.25 * np.ptp(first, axis=0).max(), rtol=1e-5)
-    np.testing.assert_allclose((ann.box[0, :2] + ann.box[0, 2:]) / 2, (first.min(0) + first.max(0)) / 2, rtol=1e-5)
-    tall = mpii.read(real, "train", aspect=0.75)
-    np.testing.assert_allclose((tall.box[:, 2] - tall.box[:, 0]) / (tall.box[:, 3] - tall.box[:, 1]), 0.75, rtol=1e-5)
-    with pytest.raises(DataError, match="aspect: 0"):
-        mpii.read(real, "train", aspect=0)
+    for box, x, known in zip(ann.box, ann.x_img, ann.conf > 0, strict=True):
+        low, high = x[known].min(0), x[known].max(0)
+        np.testing.assert_allclose(box[2:] - box[:2], 1.25 * (high - low), rtol=1e-5)
+        np.testing.assert_allclose((box[:2] + box[2:]) / 2, (low + high) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((192, 256), (225, 300)), ((256, 256), (300, 300)), ((256, 192), (400, 300))])
+def test_crops_are_as_wide_as_the_network_asks_and_no_wider(real, shape, size):
+    """The published rule: the extent of the joints, widened to the shape of the patch, times 1.25. Here 40 x 240 px."""
+    raw = records(real, "train")
+    raw[0]["joints"] = [[101 + 40 * (k % 2), 51 + 16 * k] for k in range(16)]
+    rewrite(real, raw[:1], "train")
+    box = data.in_proportion(load("mpii", real, "train"), ImageSpec(shape)).box[0]
+    np.testing.assert_allclose(box[2:] - box[:2], size, rtol=1e-5)
+    raw[0]["joints"] = [[101, 51 + 16 * k] for k in range(16)]  # one above the other
+    rewrite(real, raw[:1], "train")
+    assert mpii.check(real, "train") == []
 
 
 def test_crops_of_real_records(real):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.dataset.annotations import widened
 from lib.dataset.formats import mpii
 from lib.geometry.alignment import apply_similarity, similarity
 from lib.geometry.camera import Cameras, distort_norm
@@ -61,7 +62,7 @@ def test_boxes_around_visible_joints(tmp_path, aspect, record):
     cv2.imwrite(str(tmp_path / "images" / "a.jpg"), np.zeros((1000, 1000, 3), np.uint8))
     one = {"image": "a.jpg", "joints": (joints + 1).tolist(), "joints_vis": seen.tolist(), "center": [500.0, 500.0], "scale": 4.0}
     (tmp_path / "annot" / "train.json").write_text(json.dumps([one]))
-    x0, y0, x1, y1 = mpii.read(tmp_path, "train", aspect=aspect).box[0]
+    x0, y0, x1, y1 = widened(mpii.read(tmp_path, "train").box, aspect)[0]  # as for crops of that shape
     np.testing.assert_allclose([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], z[record], atol=1e-3)
 
 

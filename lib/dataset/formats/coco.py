@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, number_within, widened
+from lib.dataset.annotations import Annotations, number_within
 from lib.dataset.formats.files import findings_of, image_size, no_cameras, place_images
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing
@@ -23,29 +23,26 @@ SKELETON = "coco17"
 JOINTS = skeletons.get(SKELETON).num
 YEAR = 2017  # that a split named without one is of
 PERSON = "person"
-BOX_MARGIN = 1.25  # of a crop over the annotated box, once that has the aspect
+BOX_MARGIN = 1.25  # of a crop over the annotated box
 LONG = {"l": "left", "r": "right"}  # sides in the file's joint names
 UNKNOWN, HIDDEN, SEEN = 0, 1, 2  # marks of joints: not labelled, labelled though hidden, visible
 PREFIX = "person_keypoints_"
 
 
-def read(root: str | Path, split: str, aspect: float = 1.0, images: str = "") -> Annotations:
+def read(root: str | Path, split: str, images: str = "") -> Annotations:
     """One split; rows are people in the order of the file.
 
-    A box is the annotated one, cut off at the borders of the image, widened to `aspect`, times 1.25.
+    A box is the annotated one, cut off at the borders of the image, times 1.25; crops widen it to their own shape.
 
     Args:
         root: folder that holds annotations/ and the folders of images.
         split: train, val, or the rest of the name of any person_keypoints_*.json, such as val2017 or train2014.
-        aspect: width / height that boxes are widened to; with that of MODEL.IMAGE_SIZE crops show no more than they must.
         images: folder of the images below root; "" = that of the split's name, such as val2017.
 
     Raises:
         DataError: no such split, a file that is damaged or of other joints, a person without an image, or nobody at all.
     """
     root = Path(root)
-    if not aspect > 0:
-        raise DataError(f"aspect: {aspect} is not a positive width / height; correct DATASET.OPTIONS")
     name, path = _find(root, split)
     content = _content(path)
     rows, names, size = _images(path, content["images"])
@@ -61,7 +58,8 @@ def read(root: str | Path, split: str, aspect: float = 1.0, images: str = "") ->
             f"{path}: none of {len(people)} people has joints and a box with area, expected some; take the file of keypoints "
             f"({PREFIX}*.json), of a split that is labelled"
         )
-    points, image = points[keep], image[keep]
+    points, image, box = points[keep], image[keep], box[keep]
+    center, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) * (BOX_MARGIN / 2)
     known = points[..., 2] > UNKNOWN
     used, image = np.unique(image, return_inverse=True)
     folder, count = (images or name).rstrip("/"), len(image)
@@ -81,7 +79,7 @@ def read(root: str | Path, split: str, aspect: float = 1.0, images: str = "") ->
         x_img=np.where(known[..., None], points[..., :2], 0).astype(np.float32),
         conf=known.astype(np.float32),
         visible=points[..., 2] >= SEEN,
-        box=widened(box[keep], aspect, BOX_MARGIN).astype(np.float32),
+        box=np.concatenate([center - half, center + half], -1).astype(np.float32),
         images=np.array([f"{folder}/{names[i]}".encode() for i in used], dtype=bytes),
         subjects=np.array([b""]),
         actions=np.array([b""]),

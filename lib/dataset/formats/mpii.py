@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, number_within, widened
+from lib.dataset.annotations import Annotations, number_within
 from lib.dataset.formats.files import findings, need, no_cameras, place_images
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import MALFORMED, DataError
@@ -41,27 +41,24 @@ MAT_JOINTS = {
 }  # fmt: skip
 
 
-def read(root: str | Path, split: str, aspect: float = 1.0) -> Annotations:
+def read(root: str | Path, split: str) -> Annotations:
     """One split; row i is record i of the JSON file.
 
-    Boxes are those of the joints, widened to `aspect`, times 1.25; a record with fewer than two joints takes `center` and
-    `scale` (side 200 * scale * 1.25 px). `valid` gets its joints and head sizes from gt_valid.mat where that file is there.
+    Boxes are those of the joints, times 1.25, which crops widen to their own shape; a record with fewer than two joints takes `center`
+    and `scale` (side 200 * scale * 1.25 px). `valid` gets its joints and head sizes from gt_valid.mat where that file is there.
 
     Args:
         root: folder that holds annot/ and images/.
         split: train, valid, trainval, test, or the name of any other JSON file in annot/.
-        aspect: width / height that boxes are widened to; with that of MODEL.IMAGE_SIZE crops show no more than they must.
 
     Raises:
         DataError: no such split, a record that is damaged or has neither joints nor a place, or another order than gt_valid.mat's.
     """
     root = Path(root)
-    if not aspect > 0:
-        raise DataError(f"aspect: {aspect} is not a positive width / height; correct DATASET.OPTIONS")
     path = root / "annot" / f"{split}.json"
     records = _records(path, root, split)
     joints, known = _joints(path, records)
-    box = _boxes(path, records, joints, known, aspect)
+    box = _boxes(path, records, joints, known)
     head_px = np.full(len(records), np.nan, np.float32)
     if split == "valid":
         truth = root / "annot" / TRUTH
@@ -150,7 +147,7 @@ def _extent(joints: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.where(any_joint, low, 0), np.where(any_joint, high, 0)
 
 
-def _boxes(path: Path, records: list[dict], joints: np.ndarray, known: np.ndarray, aspect: float) -> np.ndarray:
+def _boxes(path: Path, records: list[dict], joints: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Boxes (N,4) x0 y0 x1 y1 px."""
     place, side = _field(path, records, "center", (2,)) - 1, SCALE_PX * _field(path, records, "scale", ())
     low, high = _extent(joints, known)
@@ -163,8 +160,9 @@ def _boxes(path: Path, records: list[dict], joints: np.ndarray, known: np.ndarra
             "expected two joints or a place; records are never left out, as results must stay in order"
         )
     center = np.where(enough[:, None], (low + high) / 2, place)
-    size = np.where(enough[:, None], high - low, side[:, None])
-    return widened(np.concatenate([center - size / 2, center + size / 2], -1), aspect, BOX_MARGIN)
+    extent = np.maximum(high - low, 1.0)  # joints in a line have a box with area, too
+    half = np.where(enough[:, None], extent, side[:, None]) * (BOX_MARGIN / 2)
+    return np.concatenate([center - half, center + half], -1)
 
 
 # --------------------------------------------------------------------------------------------------------- gt_valid.mat
