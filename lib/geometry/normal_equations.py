@@ -1,7 +1,7 @@
 """Triangulation as many tiny linear systems side by side: layout, normal equations and their closed-form solution.
 
 A view with projection rows p1, p2, p3 that sees a point at (x, y) gives two rows of the linear system A (X, 1) = 0:
-`x p3 - p1` and `y p3 - p2`. All solvers here need only A^T A, ten numbers per point, which are linear in (w^2 (x^2
+`x p3 - p1` and `y p3 - p2`. All solvers here but `solve_rows` need only A^T A, ten numbers per point, which are linear in (w^2 (x^2
 + y^2), w^2 x, w^2 y, w^2) of each view. So one matrix product makes the systems of a whole batch, and everything
 after it is arithmetic on long rows of numbers (one row per matrix entry), in blocks that stay in the cache.
 """
@@ -170,6 +170,23 @@ def _apply(c: tuple[Tensor, ...], inverse: Tensor, b: tuple[Tensor, ...]) -> tup
 def solve_affine(m: tuple[Tensor, ...], shift: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The X that minimises |A (X, 1)|^2 - shift (|X|^2 + 1): linear least squares when there is no shift."""
     return _apply(*cofactors(m, shift), m[6:9])
+
+
+def solve_rows(points: Points, weight: Tensor | None, seen: Tensor | None) -> tuple[Tensor, ...]:
+    """Linear least squares from the rows themselves, by QR: slower than `solve_affine`, and good for rows whose weights differ by many powers of ten.
+
+    weight (V, G, n) on the equations, None = 1; seen (G, n) of `enough` -> X, 3 x (G, n), finite where not seen
+    """
+    x = points.x.permute(2, 3, 0, 1)[..., None]  # (G, n, V, 2, 1)
+    rows = x * points.P[:, None, :, 2:] - points.P[:, None, :, :2]  # (G, n, V, 2, 4)
+    if weight is not None:
+        rows = rows * weight.permute(1, 2, 0)[..., None, None]
+    rows = rows.flatten(2, 3)
+    if seen is not None:
+        rows = torch.where(seen[..., None, None], rows, torch.eye(rows.shape[-2], 4, dtype=rows.dtype, device=rows.device))
+    Q, R = torch.linalg.qr(rows[..., :3])
+    side = -(Q * rows[..., 3:]).sum(-2)  # no matrix product: neither autocast nor TF32 touches it
+    return torch.linalg.solve_triangular(R, side[..., None], upper=True)[..., 0].unbind(-1)
 
 
 def solve_homogeneous(m: tuple[Tensor, ...], steps: int = 5) -> tuple[Tensor, Tensor, Tensor]:
