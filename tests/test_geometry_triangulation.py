@@ -1,6 +1,7 @@
 import math
 from itertools import combinations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,10 +9,12 @@ from scipy.optimize import least_squares
 
 from lib.errors import GeometryError
 from lib.geometry.crop import crop_affine, transform_points
+from lib.geometry.epipolar import fundamental_from_cameras
 from lib.geometry.triangulation import (
     CONVERGED,
     NOT_CONVERGED,
     TOO_FEW_VIEWS,
+    _nearest_pairs,
     enough_views,
     point_covariance,
     ransac_triangulate,
@@ -162,6 +165,22 @@ def test_cumulative_weights_with_missing_views_and_gradients():
     whole = x.clone().requires_grad_()
     solve(whole).X.sum().backward()
     assert whole.grad.isfinite().all() and (whole.grad[:, 3] == 0).all() and (whole.grad[1, :2] == 0).all()
+
+
+@pytest.mark.parametrize("noise", [1.5, 15.0, 40.0])
+def test_optimal2_is_the_optimum_however_far_the_rays_pass_each_other(noise):
+    """Against OpenCV's polynomial solution, and where that loses digits against a search for the least error."""
+    P, _, x = scene(2, 60, noise=noise)
+    out = triangulate(x, P, method="optimal2")
+    twin = np.stack([optimal2_twin(x[:, j].numpy(), P.numpy()) for j in range(60)])
+    np.testing.assert_allclose(out, twin, rtol=0, atol=1e-4)
+    F = fundamental_from_cameras(P[0], P[1]).numpy()
+    near = [pair[0] for pair in cv2.correctMatches(F, x[:1].numpy(), x[1:].numpy())]
+    X = cv2.triangulatePoints(P[0].numpy(), P[1].numpy(), near[0].T, near[1].T)
+    assert np.median(np.linalg.norm((X[:3] / X[3]).T - out.numpy(), axis=1)) < 1e-4
+    all_ten = _nearest_pairs(tuple(x.permute(0, 2, 1).flatten(0, 1)), torch.from_numpy(F)[..., None], 10)[0]
+    always = triangulate(torch.stack(all_ten).unflatten(0, (2, 2)).permute(0, 2, 1), P, method="linear_ls")
+    assert (always - out).norm(dim=-1).max() < 1e-5  # what a GPU computes
 
 
 def test_golden_status_codes_behind_cameras():

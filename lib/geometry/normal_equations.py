@@ -173,7 +173,7 @@ def solve_affine(m: tuple[Tensor, ...], shift: Tensor | None = None) -> tuple[Te
 
 
 def solve_rows(points: Points, weight: Tensor | None, seen: Tensor | None) -> tuple[Tensor, ...]:
-    """Linear least squares from the rows themselves, by QR: slower than `solve_affine`, and good for rows whose weights differ by many powers of ten.
+    """Linear least squares from the rows themselves, by QR: slower than `solve_affine`, and good for weights of very different size.
 
     weight (V, G, n) on the equations, None = 1; seen (G, n) of `enough` -> X, 3 x (G, n), finite where not seen
     """

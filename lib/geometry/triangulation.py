@@ -340,15 +340,38 @@ def _midpoint(points: Points) -> tuple[Tensor]:
     return (_stack(solve_affine(guard((*corner, *side), seen)), seen),)
 
 
-def _optimal2(points: Points, passes: int = 3) -> tuple[Tensor]:
+def _optimal2(points: Points) -> tuple[Tensor]:
     """Move both points of each match to the nearest pair whose rays meet, then intersect.
 
-    Lindstrom, "Triangulation made easy", CVPR 2010, with general F: the exact condition is x = x' - s n(x) for the
-    normals n of the epipolar lines, repeated with n at the last x. After three passes a person's
-    joint is within 1e-5 mm of the optimum.
+    On a CPU the points that still move after three passes of `_nearest_pairs` get ten; where that look would be a wait for the
+    device, all do. A person's joint is then within 1e-5 mm of the optimum, also where noise of 40 px makes the rays miss.
     """
     F = fundamental_from_cameras(points.P[:, 0], points.P[:, 1]).permute(1, 2, 0)[..., None]  # (3, 3, G, 1)
-    (u0, v0), (u1, v1) = (points.x[k].unbind(0) for k in range(2))
+    pairs = (*points.x[0].unbind(0), *points.x[1].unbind(0))
+    if points.x.device.type != "cpu" or torch.compiler.is_compiling():
+        moved, _ = _nearest_pairs(pairs, F, 10)
+    else:
+        moved, before = _nearest_pairs(pairs, F, 3)
+        with torch.no_grad():  # in the first image, which tells as much as both: they move together
+            (step_u, step_v), (way_u, way_v) = ([a - b for a, b in zip(moved[:2], x[:2], strict=True)] for x in (before, pairs))
+            digits = 1e-12 * points.x[0].abs().max()
+            limit = torch.addcmul(way_u * way_u, way_v, way_v).mul_(1e-12).add_(digits * digits)
+            late = torch.addcmul(step_u * step_u, step_v, step_v) > limit
+        if late.any():
+            again, _ = _nearest_pairs(tuple(x[late] for x in pairs), F.expand(3, 3, *late.shape)[..., late], 10)
+            moved = tuple(x.index_put((late,), y) for x, y in zip(moved, again, strict=True))
+    return _linear_ls(points._replace(x=torch.stack(moved).unflatten(0, (2, 2))))
+
+
+def _nearest_pairs(pairs: tuple[Tensor, ...], F: Tensor, passes: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The pairs of points that fulfil the epipolar condition, next to given ones, after some passes and one pass before that.
+
+    Lindstrom, "Triangulation made easy", CVPR 2010, with general F: the exact condition is x = x' - s n(x) for the
+    normals n of the epipolar lines, repeated with n at the last x.
+
+    pairs: u0, v0, u1, v1 px, each of a shape that the entries of F (3, 3, ...) broadcast to
+    """
+    u0, v0, u1, v1 = pairs
 
     def normals(u0: Tensor, v0: Tensor, u1: Tensor, v1: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return (
@@ -358,9 +381,10 @@ def _optimal2(points: Points, passes: int = 3) -> tuple[Tensor]:
             torch.addcmul(torch.addcmul(F[1, 2], F[1, 0], u0), F[1, 1], v0),
         )
 
-    start = n = normals(u0, v0, u1, v1)
+    start = n = normals(*pairs)
     c = u1 * n[2] + v1 * n[3] + torch.addcmul(torch.addcmul(F[2, 2], F[2, 0], u0), F[2, 1], v0)
     tiny = torch.finfo(c.dtype).tiny
+    moved = pairs
     for step in range(passes):
         a = n[2] * torch.addcmul(F[0, 0] * n[0], F[0, 1], n[1])
         a = torch.addcmul(a, n[3], torch.addcmul(F[1, 0] * n[0], F[1, 1], n[1]))
@@ -369,11 +393,10 @@ def _optimal2(points: Points, passes: int = 3) -> tuple[Tensor]:
             b = torch.addcmul(b, n[k], start[k])
         b = 0.5 * b
         s = c / (b + torch.addcmul(b * b, a, c, value=-1).clamp(min=tiny).sqrt())
-        moved = tuple(torch.addcmul(old, s, normal, value=-1) for old, normal in zip((u0, v0, u1, v1), n, strict=True))
+        before, moved = moved, tuple(torch.addcmul(old, s, normal, value=-1) for old, normal in zip(pairs, n, strict=True))
         if step < passes - 1:
             n = normals(*moved)
-    x = torch.stack(moved).unflatten(0, (2, 2))
-    return _linear_ls(points._replace(x=x))
+    return moved, before
 
 
 def triangulate_pairs(
