@@ -187,6 +187,9 @@ TREE = Group("", {
                    choices=("off", "rooted", "absolute"), alias={False: "off"}),
         "HEAD_RULE": Key("plain", "How PCP finds the ends of a predicted head; published for VoxelPose: blended on Shelf, plain on Campus.",
                          choices=("plain", "blended")),
+        "KEY": Key("auto", "Metric in 3D that says which weights of TASK integral, epipolar and fusion are best; auto = mpjpe_mm, or "
+                   "n_mpjpe_mm where EPIPOLAR.EXTRINSICS estimated leaves the true scale unseen.",
+                   choices=("auto", "mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm")),
         "VARIANTS": Key(["standard"], "Definitions of the metrics: standard, and reference for those of EpipolarPose's release "
                         "beside them.", each(lambda e: e in ("standard", "reference"), "standard, reference or both"), of=str),
         "PSS": Key("auto", "Pose Structure Score, where its clusters (pss-<skeleton>-<K>.npz) lie in DATASET.ROOT: "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.config import defaults
+from lib.config import defaults, load
 from lib.dataset.formats import FORMATS
 from lib.dataset.loader import collate
 from lib.errors import ConfigError, DataError, WeightsError
@@ -22,6 +22,7 @@ from lib.tasks.baselines import label_report, mean_pose_report
 from lib.tasks.integral import PoseReader, mirror
 from lib.tasks.labels import Rule, make_labels, relabel, triangulate_views
 from tests import tiny_dataset
+from tests.conftest import ROOT
 
 ROOT_JOINT = get("h36m17").root_index
 START = Step(0, 0, 0.0)
@@ -39,6 +40,17 @@ def ann(tmp_path, monkeypatch):
 
 def task_of(tmp_path, **changes):
     return build(defaults().with_values(tiny_dataset.NETWORK | {"DATASET.ROOT": str(tmp_path)} | changes))
+
+
+def test_weights_without_a_known_scale_are_chosen_by_the_pose_at_its_best_scale(ann, tmp_path):
+    known, estimated = ({"TASK": "epipolar", "EPIPOLAR.EXTRINSICS": how} for how in ("known", "estimated"))
+    asked = {"TEST.KEY": "pa_mpjpe_mm"}
+    for changes, key in (({}, "mpjpe"), (known, "mpjpe"), (estimated, "n_mpjpe"), (asked, "pa_mpjpe"), (estimated | asked, "pa_mpjpe")):
+        assert task_of(tmp_path, **changes).key_metric == (f"{key}_mm", "min")
+    for path in ("h36m/train-ss-wo-rt.yaml", "synthetic/h36m/train-ss-wo-rt.yaml"):  # labels of estimated cameras, read from a file
+        assert load(ROOT / "experiments" / path).TEST.KEY == "n_mpjpe_mm"
+    with pytest.raises(ConfigError, match="TEST.KEY: is pa_mpjpe_mm, but MODEL.HEAD heatmap has no depth"):
+        task_of(tmp_path, **{"MODEL.HEAD": "heatmap"}, **asked)
 
 
 HEADS = {

@@ -64,6 +64,10 @@ class EpipolarTask(IntegralTask):
         self.rig_errors: dict[str, dict[str, float]] = {}  # of estimated cameras, where the truth is known; see log_rigs
 
     @property
+    def auto_key(self) -> str:
+        return "n_mpjpe_mm" if self.cfg.EPIPOLAR.EXTRINSICS == "estimated" else IntegralTask.auto_key  # the scale is an assumption
+
+    @property
     def online(self) -> bool:
         return self.cfg.EPIPOLAR.LABELS == "online"
 

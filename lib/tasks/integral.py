@@ -109,6 +109,7 @@ class IntegralTask(Task):
 
     sections = ("DATASET", "MODEL", "LOSS", "TRAIN", "TEST", "DEBUG", "SYNTH", "CORRECTION")
     corrections = ("off", "camera")
+    auto_key = "mpjpe_mm"  # what TEST.KEY auto means in 3D
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -122,7 +123,10 @@ class IntegralTask(Task):
         initialise(self.model, cfg, self.skeleton)
         if cfg.CHANNELS_LAST:
             self.model.to(memory_format=torch.channels_last)
-        self.key_metric = ("mpjpe_mm", "min") if self.dims == 3 else ("pck2d_percent", "max")
+        if cfg.TEST.KEY != "auto" and self.dims == 2:
+            raise cfg.error("TEST.KEY", f"is {cfg.TEST.KEY}, but MODEL.HEAD {self.head} has no depth; set it to auto")
+        key = self.auto_key if cfg.TEST.KEY == "auto" else cfg.TEST.KEY
+        self.key_metric = (key, "min") if self.dims == 3 else ("pck2d_percent", "max")
         self.flip = torch.as_tensor(get(self.skeleton).flip.copy())
         self.structure: tuple[Clusters, ...] | None = None
 
