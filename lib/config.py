@@ -141,6 +141,7 @@ TREE = Group("", {
         "BETA": Key(1.0, "Knee of SmoothL1JointLocationLoss, in crop sides (labels lie in -0.5 .. 0.5).", POSITIVE),
         "SIZE_AVERAGE": Key(True, "Divide the sum over the batch by the number of samples."),
         "SIGMA": Key(2.0, "Standard deviation of a heatmap target, in heatmap cells.", POSITIVE),
+        "SNAP": Key(False, "Centre heatmap targets on whole cells, int(x + 0.5), as Simple Baselines does, instead of on the joint."),
     }),
     "TRAIN": Group("The optimiser and the length of training.", {
         "BATCH_SIZE": Key(32, "Samples per step and process.", at_least(1)),

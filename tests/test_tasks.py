@@ -53,6 +53,20 @@ def test_weights_without_a_known_scale_are_chosen_by_the_pose_at_its_best_scale(
         task_of(tmp_path, **{"MODEL.HEAD": "heatmap"}, **asked)
 
 
+def test_heatmap_targets_on_whole_cells_as_simple_baselines(tmp_path):
+    """Loss 0 for maps whose peaks of 1 lie on int(x / 4 + 0.5), and only with LOSS.SNAP."""
+    x_patch = torch.tensor([[9.0, 22, 0], [10, 21, 0], [-3, 30, 0]]).tile(1, 6, 1)[:, :17]
+    cells = (x_patch[0, :, :2] / 4 + 0.5).int()  # 64 px of the crop on 16 cells; int() cuts towards 0
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    d = torch.stack([x - cells[:, 0, None, None], y - cells[:, 1, None, None]])
+    maps = torch.where((d.abs() <= 6).all(0), torch.exp(-d.square().sum(0) / 8.0), 0.0)[None]
+    valid = torch.ones(1, 17)
+    for snap, off in ((True, False), (False, True)):
+        task = task_of(tmp_path, **HEADS["heatmap"], **{"LOSS.SNAP": snap, "LOSS.SIGMA": 2.0, "MODEL.IMAGE_SIZE": [64, 64]})
+        assert (task.heatmap_supervision(maps, x_patch, valid) > 1e-5).item() is off
+    assert load(ROOT / "experiments/mpii/train-heatmap.yaml").LOSS.SNAP
+
+
 HEADS = {
     "volume": {},
     "heatmap_depth": {"MODEL.HEAD": "heatmap_depth"},

@@ -23,8 +23,8 @@ def render_heatmaps(
     """Gaussians of peak 1.   x_hm (..., J, 2) cells, valid (..., J) -> (..., J, h, w); size = (w, h), sigma in cells
 
     cut: the Gaussian is zero beyond cut * sigma along x or y (Simple Baselines: 3); None leaves it whole. snap: the
-    centre is rounded to a cell, floor(x + 0.5), as Simple Baselines does. snap="toward_zero" cuts the decimals of
-    x + 0.5 off instead, as Zhou et al.'s release does (ICCV 2017): left of the map and above it, the centre is a cell nearer.
+    centre is rounded to a cell, floor(x + 0.5). snap="toward_zero" cuts the decimals of x + 0.5 off instead, as int() does in
+    Simple Baselines and in Zhou et al.'s release (ICCV 2017): left of the map and above it, the centre is a cell nearer.
     Maps of joints that are not valid are zero. Differentiable in x_hm unless snapped. Raises GeometryError for another snap.
     """
     if snap not in (False, True, "toward_zero"):

@@ -195,13 +195,14 @@ class IntegralTask(Task):
         return self.joint_supervision(output, b["x_patch"], b["valid"], b["valid_depth"])
 
     def heatmap_supervision(self, maps: Tensor, x_patch: Tensor, valid: Tensor) -> Tensor:
-        """Mean squared error to Gaussians centred on the joints, rendered on the device.
+        """Mean squared error to Gaussians centred on the joints, or with LOSS.SNAP on their cells, rendered on the device.
 
         maps (B,J,h,w), x_patch (B,J,3) px, valid (B,J) -> ()
         """
         height, width = maps.shape[-2:]
         x_hm = cells_from_patch(x_patch[..., :2], self.image_spec.size, (width, height))
-        target = render_heatmaps(x_hm, valid, (width, height), self.cfg.LOSS.SIGMA)
+        snap = "toward_zero" if self.cfg.LOSS.SNAP else False
+        target = render_heatmaps(x_hm, valid, (width, height), self.cfg.LOSS.SIGMA, snap=snap)
         inside = touches_map(x_hm, (width, height), 3 * self.cfg.LOSS.SIGMA)  # a blob wholly outside teaches nothing
         return heatmap_mse(maps, target, valid * inside)
 
