@@ -5,7 +5,7 @@ examples:
   python scripts/valid.py --cfg experiments/synthetic/train.yaml MODEL.RESUME any_weights.pth.tar
   python scripts/valid.py --cfg experiments/synthetic/train.yaml TEST.FLIP_TEST true DATASET.TEST_SET train
 
-results.json, predictions.npz and figures/ land in the run directory, under valid-<name of the weights>/.
+results.json, predictions.npz and figures/ land in the run directory, under valid-<name of the weights>/, and of MPII also pred.mat.
 All keys: docs/config.md
 """
 

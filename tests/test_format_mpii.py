@@ -15,7 +15,7 @@ from lib.dataset.formats import mpii
 from lib.dataset.formats.files import load_table, save_table
 from lib.dataset.image import ImageSpec, read_image
 from lib.dataset.samples import CropSamples
-from lib.engine import run_dir
+from lib.engine import commands, run_dir
 from lib.errors import DataError
 from lib.metrics import Keypoint2DEvaluator, PCKhEvaluator
 from lib.metrics.keypoints import HEAD_BIAS
@@ -308,6 +308,23 @@ def test_predictions_for_mpii_count_from_one(tmp_path):
         mpii.write_predictions_mat(tmp_path / "pred.mat", x)
     with pytest.raises(DataError, match=r"shape \(3, 15, 2\)"):
         mpii.write_predictions_mat(tmp_path / "other.mat", x[:, :15])
+
+
+def test_valid_writes_what_mpii_evaluates(tree, tmp_path):
+    """On `test`, which has no joints and no scores; a second call replaces the file."""
+    raw = records(tree)
+    for record in raw:
+        del record["joints"], record["joints_vis"]
+    rewrite(tree, raw, "test")
+    values = ["DATASET.TEST_SET", "test", "OUTPUT_DIR", str(tmp_path / "out"), "DEBUG.FIGURES", "0", "WORKERS", "0", "DEVICE", "cpu"]
+    cfg = task_config(tree, "MODEL.HEAD", "heatmap", *values)
+    torch.save(build(cfg).model.state_dict(), tmp_path / "made.pth")
+    for _ in range(2):
+        assert commands.validate(cfg.with_values({"MODEL.RESUME": str(tmp_path / "made.pth")}))["counts"]["joints"] == 0
+    (found,) = (tmp_path / "out").rglob("*.mat")
+    assert found.name == "pred.mat" and found.parent.name == "valid-made"
+    x_img = np.load(found.with_name("predictions.npz"))["x_img"]
+    assert len(x_img) == len(raw) and np.allclose(scipy.io.loadmat(found)["preds"], x_img + 1)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 600], ids=["empty", "header", "cut short"])

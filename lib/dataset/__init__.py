@@ -35,6 +35,15 @@ def load(
     return ann.to_skeleton(skeleton) if skeleton else ann
 
 
+def write_predictions(name: str, folder: Path, predictions: Mapping[str, Any]) -> Path | None:
+    """The file in which a layout's own evaluation takes predictions, where it has one: its `write_predictions(folder, predictions)`.
+
+    predictions: the columns of predictions.npz -> the file, None where there is none or it cannot hold them
+    """
+    write = getattr(resolve({**FORMATS, **TRACKS}, name, key="DATASET.DATASET"), "write_predictions", None)
+    return write(folder, predictions) if write else None
+
+
 def load_tracks(name: str, root: str | Path, split: str, options: Mapping[str, Any] | None = None) -> Tracks:
     """One split of a dataset as people over time, checked: of a layout in TRACKS, or made from the annotations of one in FORMATS.
 

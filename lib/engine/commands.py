@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lib.dataset import write_predictions
 from lib.engine import run_dir
 from lib.engine.batches import overfit_config
 from lib.engine.distributed import start
@@ -44,9 +45,10 @@ def train(cfg, overfit: bool = False, dry_run: bool = False) -> dict:
 def validate(cfg) -> dict:
     """Judges MODEL.RESUME, or the best weights of the run of this configuration; returns what results.json holds.
 
-    Writes results.json, predictions.npz and figures/ into `valid-<name of the weights>/` inside the run directory, so
-    that nothing of a training is overwritten. A second call for the same weights replaces the first one's files; other weights of that
-    name get a folder of their own, which also names the beginning of their hash.
+    Writes results.json, predictions.npz, figures/ and the file that the data set's own evaluation reads, where it has one, into
+    `valid-<name of the weights>/` inside the run directory, so that nothing of a training is overwritten. A second call for the same
+    weights replaces the first one's files; other weights of that name get a folder of their own, which also names the beginning of
+    their hash.
     """
     cfg.check_paths(unless=("MODEL.PRETRAINED", "MODEL.INIT_FILE", "EPIPOLAR.TEACHER"))  # training alone needs them
     run = run_dir.run_path(cfg)
@@ -66,6 +68,9 @@ def validate(cfg) -> dict:
         if world.is_main:
             run_dir.write_scores(folder, results, weights, evaluation.predictions())
             run_dir.write_pictures(folder, evaluation.pictures())
+            extra = write_predictions(cfg.DATASET.DATASET, folder, evaluation.predictions())
+            if extra is not None:
+                log.info(f"for the data set's own evaluation: {extra}")
         log.info(f"results: {folder / run_dir.RESULTS}")
         return results
     finally:
