@@ -15,6 +15,7 @@ from lib.metrics import METRICS, Keypoint2DEvaluator, PoseEvaluator, Report, pos
 from lib.metrics.keypoints import HEAD_BIAS, heatmap_accuracy, pckh, pckh_table
 from lib.metrics.pose import aligned_joint_errors, axis_errors, joint_errors, joint_set, mpjpe, n_mpjpe, pa_mpjpe
 from lib.metrics.procrustes import procrustes
+from lib.metrics.report import RELEASE_NAMES
 from lib.skeleton import convert, get
 from scripts.benchmarks import metrics as metrics_race
 from tests.conftest import golden, golden_json
@@ -161,17 +162,6 @@ def h36m_poses() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     return torch.from_numpy(pred), torch.from_numpy(gt), z["actions"].tolist()
 
 
-NAMES = {  # the release's name -> ours
-    "hm36_17j": "mpjpe_mm",
-    "hm36_17j_align": "pa_mpjpe_rooted_mm",
-    "hm36_17j_norm": "n_mpjpe_procrustes_mm",
-    "hm36_17j_14": "mpjpe14_legacy_mm",
-    "hm36_17j_14_al": "pa_mpjpe14_legacy_mm",
-    "hm36_17j_14_nm": "n_mpjpe14_legacy_mm",
-    "hm36_17j_x": "mpjpe_x_mm",
-    "hm36_17j_y": "mpjpe_y_mm",
-    "hm36_17j_z": "mpjpe_z_mm",
-}
 MPII_TO_RELEASE = {"upper_neck": "nose"}  # the release fills MPII's neck with Human3.6M's Neck/Nose
 
 
@@ -187,18 +177,22 @@ def test_evaluation_equals_the_release_in_both_joint_orders(order):
     evaluator = PoseEvaluator(skeleton, actions=actions, variants=("standard", "reference"))
     # As double: the recorded numbers have no float32 step in between.
     values = evaluator._values(torch.arange(len(gt)), pred, gt, torch.ones(gt.shape[:2], dtype=torch.bool))
-    for theirs, ours in NAMES.items():
+    for theirs, ours in RELEASE_NAMES.items():
         assert values[ours].mean().item() == pytest.approx(recorded["name_value"][theirs], rel=1e-6), ours
 
     evaluator.update({"X_cam": pred}, {"X_cam": gt, "X_valid": torch.ones(gt.shape[:2]), "id": torch.arange(len(gt))})
     report = evaluator.compute()
-    for theirs, ours in NAMES.items():
+    for theirs, ours in RELEASE_NAMES.items():
         assert report.metrics[ours] == pytest.approx(recorded["name_value"][theirs], abs=1e-3), ours
     printed = [line.rsplit(" ", 1) for line in recorded["printed"]]
     joints, by_action = printed[: skeleton.num], printed[skeleton.num : skeleton.num + 15]
     for (_, value), ours in zip(joints, report.per_joint["mpjpe_mm"].values(), strict=True):
         assert ours == pytest.approx(float(value), abs=1e-3)
     assert report.per_action["mpjpe_mm"] == {name: pytest.approx(float(v), abs=1e-3) for name, v in by_action}
+    aligned = {name: pytest.approx(float(v), abs=1e-3) for name, v in printed[skeleton.num + 15 :]}
+    assert len(aligned) == 15 and report.per_action["pa_mpjpe_rooted_mm"] == aligned
+    assert "aligned, rooted, pa_mpjpe_rooted_mm" in report.action_table()
+    assert report.protocol["names_of_the_release"]["hm36_17j_align"] == "pa_mpjpe_rooted_mm"
     mean = np.mean([float(v) for _, v in by_action])
     assert report.metrics["mpjpe_action_mean_mm"] == pytest.approx(mean, abs=1e-3)
 

@@ -11,7 +11,7 @@ from lib import correction
 from lib.errors import ConfigError, DataError, RunError
 from lib.metrics import pose
 from lib.metrics.keypoints import pckh, pckh_table
-from lib.metrics.report import PROTOCOLS, Report, action_means, by_published_order
+from lib.metrics.report import PROTOCOLS, RELEASE_NAMES, Report, action_means, by_published_order
 from lib.metrics.structure import Clusters, pss
 from lib.registry import resolve
 from lib.skeleton import Skeleton, get
@@ -194,6 +194,8 @@ class PoseEvaluator(RowEvaluator):
         arrays = {key: value.numpy() for key, value in values.items()}
         metrics = _means(arrays | {key: rows[key].numpy() for key in REPROJECTION if key in rows})
         tabled = (*PROTOCOLS, *(PCK_TABLE if self.joint_set == "3dhp14" else ()), *self.tabled)
+        if "reference" in self.variants:
+            tabled += ("pa_mpjpe_rooted_mm",)
         per_action = self._per_action(rows["id"], {k: arrays[k] for k in tabled})
         report = Report(
             metrics=metrics | action_means(per_action),
@@ -224,6 +226,7 @@ class PoseEvaluator(RowEvaluator):
                 "n_mpjpe_mm": "centred on the root, least-squares scale",
             },
             "variants": list(self.variants),
+            **({"names_of_the_release": RELEASE_NAMES} if "reference" in self.variants else {}),
             "pose_structure": [clusters.describe() for clusters in self.structure],
             **self.protocol,
         }

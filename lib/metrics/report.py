@@ -15,6 +15,13 @@ MOST_COLUMNS = 20  # of actions, in a table that has them side by side
 PROTOCOLS = {"mpjpe_mm": "Protocol 1", "pa_mpjpe_mm": "Protocol 2", "n_mpjpe_mm": "Protocol 3"}
 # What lifting papers print beside them: Protocol 1 without centring the prediction, and the error of the velocity.
 TABLED = PROTOCOLS | {"mpjpe_unrooted_mm": "unrooted", "n_mpjpe_unrooted_mm": "unrooted", "mpjve_mm": "velocity"}
+TABLED["pa_mpjpe_rooted_mm"] = "aligned, rooted"  # what EpipolarPose's release prints beside Protocol 1
+# EpipolarPose's release: its names of values, without blanks and colons, and what they are called here (TEST.VARIANTS reference).
+RELEASE_NAMES = {
+    "hm36_17j": "mpjpe_mm", "hm36_17j_align": "pa_mpjpe_rooted_mm", "hm36_17j_norm": "n_mpjpe_procrustes_mm",
+    "hm36_17j_14": "mpjpe14_legacy_mm", "hm36_17j_14_al": "pa_mpjpe14_legacy_mm", "hm36_17j_14_nm": "n_mpjpe14_legacy_mm",
+    "hm36_17j_x": "mpjpe_x_mm", "hm36_17j_y": "mpjpe_y_mm", "hm36_17j_z": "mpjpe_z_mm",
+}  # fmt: skip
 # The columns of MPII's table by their metrics, in percent; the last one is what EpipolarPose's release calls Mean@0.1.
 PCKH_COLUMNS = {
     "pckh_head_percent": "Head", "pckh_shoulder_percent": "Shoulder", "pckh_elbow_percent": "Elbow", "pckh_wrist_percent": "Wrist",
