@@ -21,7 +21,7 @@ from easydict import EasyDict
 
 from lib.errors import ConfigError
 from lib.registry import nearest
-from lib.schema import Check, Group, Key, Schema, Setting, fit, fit_free, read_arguments, read_file, shown
+from lib.schema import Check, Group, Key, Schema, Setting, fit, fit_below, read_arguments, read_file, shown
 
 log = logging.getLogger("parallax")
 
@@ -389,7 +389,8 @@ TREE = Group("", {
         "MAP_STAGES": Key(2, "Stages of those heatmaps.", at_least(1)),
         "NORM": Key("none", "In the projector: nothing, as the release trains it; batch norm, as the paper says; or the untrained one "
                     "that the release's correction has (inert).", choices=("none", "batch", "inert")),
-        "JOINT_MASK": Key({}, "Joint -> probability that it is left out of what the regression takes in training."),
+        "JOINT_MASK": Key({}, "Joint -> probability, 0 to 1, that it is left out of what the regression takes in training.",
+                          each=Key(0.0, "", FRACTION)),
         "MASK_TO": Key("root", "Where a joint that is left out goes; zero = the end of its range, as published.", choices=("root", "zero")),
         "START": Key("he", "New weights: of He et al. (ICCV 2015), or all with a deviation of 0.01, as published.",
                      choices=("he", "published")),
@@ -650,7 +651,7 @@ def _build(values: Mapping[str, Any], sources: Mapping[str, str], own: Sequence[
             values[owner] = fit(setting, SCHEMA.keys[owner])
         else:  # one name below a free key
             name = setting.key.removeprefix(owner + ".")
-            values[owner] = {**values[owner], name: fit_free(setting, setting.value)}
+            values[owner] = {**values[owner], name: fit_below(setting, SCHEMA.keys[owner])}
         sources[setting.key] = sources[owner] = setting.place
     if legacy:
         names = ", ".join(dict.fromkeys(legacy))

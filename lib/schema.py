@@ -35,6 +35,7 @@ class Key(NamedTuple):
     alias: Mapping = {}  # values of another type that are taken as one of ours
     path: str = ""  # non-empty: an input file, and what to do when it is missing
     path_except: tuple = ()  # values of a path key that are words rather than files
+    each: "Key | None" = None  # mappings only: what every value in it must be; None = anything
 
 
 class Group(NamedTuple):
@@ -175,7 +176,7 @@ def fit(setting: Setting, key: Key) -> Any:
     if kind is dict:
         if not isinstance(value, Mapping):
             raise setting.error("a mapping such as {name: value}", _words(value))
-        return {name: fit_free(replace(setting, key=f"{setting.key}.{name}"), v) for name, v in value.items()}
+        return {name: fit_below(replace(setting, key=f"{setting.key}.{name}", value=v), key) for name, v in value.items()}
     if kind is list:
         value = _fit_list(setting, value, key)
     else:
@@ -206,6 +207,11 @@ def _fit_list(setting: Setting, value: Any, key: Key) -> list:
     parts = [_scalar(_parse(part), key.of) for part in str(value).split(",")]  # was `[90, 110]` meant by `90,110`?
     example = parts if None not in parts else key.default or [0, 1]
     raise setting.error(f"a list such as {shown(example)}", _words(value))
+
+
+def fit_below(setting: Setting, owner: Key) -> Any:
+    """The value of one name in a mapping, which may be anything unless its key says what the values are."""
+    return fit_free(setting, setting.value) if owner.each is None else fit(setting, owner.each)
 
 
 def fit_free(setting: Setting, value: Any) -> Any:

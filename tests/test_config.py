@@ -150,6 +150,9 @@ FILES = [  # text of c.yaml, and what the message is
     ("DATASET:\n  VIEWS: [1, 1]", "DATASET.VIEWS: expected different camera indices, counted from 0, got [1, 1]"),
     ("DATASET:\n  OPTIONS: 3", "DATASET.OPTIONS: expected a mapping such as {name: value}, got the number 3"),
     ("DATASET:\n  OPTIONS:\n    day: 2020-01-01", "DATASET.OPTIONS.day: expected a text, a number, true, false or"),
+    ("MACHINE:\n  JOINT_MASK: {spine: often}", "c.yaml:2: MACHINE.JOINT_MASK.spine: expected a number, got the text 'often'"),
+    ("MACHINE:\n  JOINT_MASK:\n    spine:", "c.yaml:3: MACHINE.JOINT_MASK.spine: expected a number, got nothing"),
+    ("MACHINE:\n  JOINT_MASK: {spine: 1.5}", "c.yaml:2: MACHINE.JOINT_MASK.spine: expected between 0 and 1, got 1.5"),
     ("WORKERS: -1", "c.yaml:1: WORKERS: expected at least 0, got -1"),
     ("DEVICE: 'GPU 0'", "c.yaml:1: DEVICE: expected auto, or the name of a torch device, got 'GPU 0'"),
     ("TRAIN:\n  BEGIN_EPOCH: 9\n  END_EPOCH: 8", "TRAIN.END_EPOCH: expected END_EPOCH not before BEGIN_EPOCH, "
@@ -202,6 +205,8 @@ ARGUMENTS = [
     (["TRAIN", "{LR: 1}"], "command line: TRAIN is a section; set one of its keys, such as TRAIN.BATCH_SIZE"),
     (["BASE", "x.yaml"], "command line: BASE can be set in a file only; give that file to --cfg"),
     (["DATASET.SUBJECTS", "S9"], "command line: DATASET.SUBJECTS S9: expected a list such as ['S9']"),
+    (["MACHINE.JOINT_MASK", "{spine: [1]}"], "command line: MACHINE.JOINT_MASK.spine {spine: [1]}: expected a number"),
+    (["MACHINE.JOINT_MASK.spine", "x"], "command line: MACHINE.JOINT_MASK.spine x: expected a number"),
     (["TRAIN.NESTEROV=true", "TRAIN.OPTIMIZER=sgd", "TRAIN.MOMENTUM=0"], "command line: TRAIN.NESTEROV: expected MOM"),
 ]
 
