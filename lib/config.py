@@ -408,6 +408,9 @@ TREE = Group("", {
         "WEIGHT_BONES2D": Key(0.0, "Weight of the bones of the projection.", at_least(0)),
         "LR_BIAS": Key(2.0, "Factor on TRAIN.LR for biases.", POSITIVE),
         "LR_LAST": Key(10.0, "Factor on TRAIN.LR for the layer that gives the lifted pose, in stage lift.", POSITIVE),
+        "LR_OF": Key({}, "Layer or part -> [factor of its weights, of its biases] on TRAIN.LR, in place of LR_BIAS and LR_LAST; such as "
+                     "{trunk: [1, 1], project_2d: [5, 5]}.",
+                     each=Key([], "", each(lambda e: e > 0, "two factors above 0, of weights and biases", 2), of=float)),
     }),
     "CORRECTION": Group("Correction of 3D poses at test time by the 2D pose that is seen; TEST.CORRECTION turns it on.", {
         "EVIDENCE": Key("network", "The 2D pose that is gone by: what the network sees, or the 2D labels of the data.",

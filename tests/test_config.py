@@ -153,6 +153,8 @@ FILES = [  # text of c.yaml, and what the message is
     ("MACHINE:\n  JOINT_MASK: {spine: often}", "c.yaml:2: MACHINE.JOINT_MASK.spine: expected a number, got the text 'often'"),
     ("MACHINE:\n  JOINT_MASK:\n    spine:", "c.yaml:3: MACHINE.JOINT_MASK.spine: expected a number, got nothing"),
     ("MACHINE:\n  JOINT_MASK: {spine: 1.5}", "c.yaml:2: MACHINE.JOINT_MASK.spine: expected between 0 and 1, got 1.5"),
+    ("MACHINE:\n  LR_OF: {change: 2}", "c.yaml:2: MACHINE.LR_OF.change: expected a list such as [2.0], got the number 2"),
+    ("MACHINE:\n  LR_OF: {change: [2]}", "c.yaml:2: MACHINE.LR_OF.change: expected two factors above 0, of weights and biases, got [2.0]"),
     ("WORKERS: -1", "c.yaml:1: WORKERS: expected at least 0, got -1"),
     ("DEVICE: 'GPU 0'", "c.yaml:1: DEVICE: expected auto, or the name of a torch device, got 'GPU 0'"),
     ("TRAIN:\n  BEGIN_EPOCH: 9\n  END_EPOCH: 8", "TRAIN.END_EPOCH: expected END_EPOCH not before BEGIN_EPOCH, "

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib.config import defaults
+from lib.config import defaults, load
 from lib.engine import commands, run_dir
 from lib.errors import ConfigError
 from lib.tasks import Step, build
 from lib.tasks.machine import LEARNS
+from tests.conftest import ROOT
 
 SMALL = {
     "TASK": "machine", "MODEL.NAME": "pose_machine", "MODEL.NUM_JOINTS": 16, "MODEL.IMAGE_SIZE": [64, 64], "MODEL.INIT_WEIGHTS": False,
@@ -59,6 +60,29 @@ def test_learning_rates_of_biases_and_of_the_last_layer(settings):
     last = task.model.lifter.fc_final
     assert rates[id(last.weight)] == pytest.approx(1e-2) and rates[id(last.bias)] == pytest.approx(2e-2)
     assert rates[id(task.model.lifter.fc.weight)] == pytest.approx(1e-3) and rates[id(task.model.lifter.fc.bias)] == pytest.approx(2e-3)
+
+
+# Factors of weights and biases by step of training, as the release's definitions of its networks have them.
+PUBLISHED_RATES = {
+    "lift": {"lifter.special_conv_1": (1, 2), "lifter.fc": (1, 2), "lifter.fc_final": (10, 20)},
+    "projector": {"regressor.change_tmp": (1, 2), "regressor.change": (2, 2), "projector.project_3": (1, 2),
+                  "projector.project_2d": (5, 5)},
+    "joint": {"trunk.squeeze": (1, 1), "lifter.fc": (1, 2), "lifter.fc_final": (2, 2), "regressor.change_tmp": (1, 2),
+              "regressor.change": (2, 2), "projector.project_2d": (5, 5)},
+    "mask": {"lifter.fc": (1, 1), "lifter.fc_final": (1, 1), "regressor.change_tmp": (1, 1), "regressor.change": (2, 1),
+             "projector.project_1": (1, 1), "projector.project_2d": (2, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", PUBLISHED_RATES)
+def test_learning_rates_of_the_published_steps(step):
+    cfg = load(ROOT / "experiments" / "machine" / f"{step}.yaml")
+    small = {key: value for key, value in SMALL.items() if key.startswith(("MODEL.", "MACHINE."))}
+    task = build(cfg.with_values(small | {"MODEL.PRETRAINED": ""}))
+    rates = {id(p): group["lr"] / cfg.TRAIN.LR for group in task.param_groups() for p in group["params"]}
+    for layer, expected in PUBLISHED_RATES[step].items():
+        weight, bias = (task.model.get_parameter(f"{layer}.{name}") for name in ("weight", "bias"))
+        assert (rates[id(weight)], rates[id(bias)]) == pytest.approx(expected), layer
 
 
 def test_ranges_hold_all_training_poses_and_come_with_the_weights(settings):
@@ -141,9 +165,10 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
         ({"MODEL.NAME": "pose3d_resnet"}, "MODEL.NAME"),
         ({"MACHINE.STAGE": "2d", "MACHINE.HEAD2D": "none"}, "MACHINE.HEAD2D"),
         ({"TEST.PCP": "twice"}, "TEST.PCP"),
+        ({"MACHINE.LR_OF": {"project_2": [1, 1], "projekt_2d": [5, 5]}}, "MACHINE.LR_OF.*projekt_2d.*did you mean project_2d"),
         ({"MACHINE.HEAD2D": "none", "TEST.CORRECTION": "projector"}, "CORRECTION.EVIDENCE"),
     ],
-    ids=["another network", "no head to train", "no such rule", "nothing to go by"],
+    ids=["another network", "no head to train", "no such rule", "no such layer", "nothing to go by"],
 )
 def test_settings_that_do_not_fit_are_refused(settings, changes, said):
     with pytest.raises(ConfigError, match=said):

@@ -27,7 +27,7 @@ from lib.metrics import Keypoint2DEvaluator
 from lib.metrics.machine import STAGES, MachineEvaluator
 from lib.models import MODELS
 from lib.models.pose_machine import PoseMachine
-from lib.registry import resolve
+from lib.registry import nearest, resolve
 from lib.skeleton import get
 from lib.tasks import data
 from lib.tasks.base import Step
@@ -96,6 +96,11 @@ class MachineTask(IntegralTask):
         self.learned = [part for part in LEARNS[cfg.MACHINE.STAGE] if part not in cfg.MACHINE.FROZEN]
         if not any(hasattr(self.model, part) for part in self.learned):
             raise cfg.error("MACHINE.FROZEN", f"leaves nothing of stage {cfg.MACHINE.STAGE} to learn; leave some of it out")
+        layers = {place for name, _ in self.model.named_parameters() for place in name.split(".")[:-1]}
+        for name in cfg.MACHINE.LR_OF:
+            if name not in layers:
+                guess = nearest(name, layers) or "trunk, fc_final, change or project_2d"
+                raise cfg.error("MACHINE.LR_OF", f"{name!r} is no layer or part of the network; did you mean {guess}?")
         for part, module in self.model.named_children():
             if part not in self.learned:
                 module.requires_grad_(False)
@@ -182,15 +187,22 @@ class MachineTask(IntegralTask):
     # --- training
 
     def param_groups(self) -> list[dict]:
-        """Biases and the layer of the lifted pose have learning rates of their own."""
-        m, base = self.cfg.MACHINE, self.cfg.TRAIN.LR
+        """Biases, the layer of the lifted pose, and what MACHINE.LR_OF names have learning rates of their own."""
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                factor = m.LR_LAST if m.STAGE == "lift" and ".fc_final." in name else 1.0
-                factor *= m.LR_BIAS if name.rpartition(".")[2].startswith("bias") else 1.0
-                groups.setdefault(factor, []).append(parameter)
-        return [{"params": parameters, "lr": base * factor} for factor, parameters in groups.items()]
+                groups.setdefault(self._rate(name), []).append(parameter)
+        return [{"params": parameters, "lr": self.cfg.TRAIN.LR * factor} for factor, parameters in groups.items()]
+
+    def _rate(self, name: str) -> float:
+        """The factor on TRAIN.LR of a parameter; of several names in MACHINE.LR_OF that it lies below, the innermost says it."""
+        m, (*places, kind) = self.cfg.MACHINE, name.split(".")
+        bias = kind.startswith("bias")
+        own = next((m.LR_OF[place] for place in reversed(places) if place in m.LR_OF), None)
+        if own is not None:
+            return own[bias]
+        last = m.LR_LAST if m.STAGE == "lift" and "fc_final" in places else 1.0
+        return last * (m.LR_BIAS if bias else 1.0)
 
     def forward(self, batch: dict[str, dict], step: Step) -> dict[str, Tensor]:
         """Scalars, each a sum of squares over twice the number of frames.
