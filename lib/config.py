@@ -392,6 +392,7 @@ TREE = Group("", {
         "JOINT_MASK": Key({}, "Joint -> probability, 0 to 1, that it is left out of what the regression takes in training.",
                           each=Key(0.0, "", FRACTION)),
         "MASK_TO": Key("root", "Where a joint that is left out goes; zero = the end of its range, as published.", choices=("root", "zero")),
+        "MASK_2D": Key(0.0, "Probability that a joint is left out of the 2D pose that the projection learns from.", FRACTION),
         "START": Key("he", "New weights: of He et al. (ICCV 2015), or all with a deviation of 0.01, as published.",
                      choices=("he", "published")),
         "RANGES": Key("fit", "Ranges that poses are shares of: those of the training poses, found in stage lift, or the release's table.",

@@ -9,7 +9,9 @@ import torch
 from lib.config import defaults, load
 from lib.engine import commands, run_dir
 from lib.errors import ConfigError
+from lib.skeleton import get
 from lib.tasks import Step, build
+from lib.tasks import data as task_data
 from lib.tasks.machine import LEARNS
 from tests.conftest import ROOT
 
@@ -83,6 +85,28 @@ def test_learning_rates_of_the_published_steps(step):
     for layer, expected in PUBLISHED_RATES[step].items():
         weight, bias = (task.model.get_parameter(f"{layer}.{name}") for name in ("weight", "bias"))
         assert (rates[id(weight)], rates[id(bias)]) == pytest.approx(expected), layer
+
+
+def test_published_augmentation_and_masks():
+    """Turned by up to 40 degrees; every joint left out once in fifty times, spine and head twice as often."""
+    step = {name: load(ROOT / "experiments" / "machine" / f"{name}.yaml") for name in ("2d", "joint", "mask")}
+    augment, rng = task_data.augmentation(step["2d"]), np.random.default_rng(0)
+    turns = np.abs([augment.draw(rng).rot_deg for _ in range(500)])
+    assert 35 < turns.max() <= 40 and (turns > 0).all()
+    joints = get("h36m16").joints
+    assert step["mask"].MACHINE.JOINT_MASK == {joint: 0.04 if joint in ("spine", "head") else 0.02 for joint in joints}
+    assert (step["joint"].TRAIN.SAVE_STEPS, step["mask"].TRAIN.SAVE_STEPS) == (20_000, 50_000)
+
+
+def test_joints_are_left_out_of_the_2d_pose_that_the_projection_learns_from(settings):
+    def losses(chance, train=True):
+        task = task_of(settings, **{"MACHINE.STAGE": "projector", "MACHINE.MASK_2D": chance, "MACHINE.WEIGHT_BONES2D": 1.0}).train(train)
+        return task({"train": batch_of(task)}, Step(0, 0, 0.0))
+
+    whole, half, none, judged = losses(0.0), losses(0.5), losses(1.0), losses(1.0, train=False)
+    for name in ("projected", "projected_bones"):
+        assert 0 == none[name] < half[name] < whole[name] == judged[name]
+    assert whole["regressed"] == none["regressed"]
 
 
 def test_ranges_hold_all_training_poses_and_come_with_the_weights(settings):

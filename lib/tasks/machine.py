@@ -26,7 +26,7 @@ from lib.loss.machine import bone_loss, euclid_loss
 from lib.metrics import Keypoint2DEvaluator
 from lib.metrics.machine import STAGES, MachineEvaluator
 from lib.models import MODELS
-from lib.models.pose_machine import PoseMachine
+from lib.models.pose_machine import PoseMachine, mask_joints
 from lib.registry import nearest, resolve
 from lib.skeleton import get
 from lib.tasks import data
@@ -233,6 +233,8 @@ class MachineTask(IntegralTask):
         if m.SELF:  # by what is seen rather than by labels (the paper's last stage)
             with torch.no_grad():
                 x, seen = self._evidence(b, feat)[0], b["mask"][..., None].expand_as(seen)
+        if m.MASK_2D and self.training:
+            seen = seen & mask_joints(x, m.MASK_2D)[1]
         losses["projected"] = m.WEIGHT_2D * euclid_loss(projected, x, seen)
         if m.WEIGHT_BONES2D:
             losses["projected_bones"] = m.WEIGHT_BONES2D * bone_loss(projected, x, self.skeleton, seen)
