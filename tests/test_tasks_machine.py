@@ -109,6 +109,21 @@ def test_joints_are_left_out_of_the_2d_pose_that_the_projection_learns_from(sett
     assert whole["regressed"] == none["regressed"]
 
 
+@pytest.mark.parametrize("evidence", ["network", "labels"])
+def test_a_projection_that_teaches_itself_looks_at_no_label(settings, evidence):
+    """Whatever the correction goes by."""
+    task = task_of(settings, **{"MACHINE.STAGE": "projector", "MACHINE.SELF": True, "CORRECTION.EVIDENCE": evidence}).train()
+    batch = batch_of(task)
+    unlabelled = batch | {"x_patch": batch["x_patch"] + 9, "valid": torch.zeros_like(batch["valid"])}
+    found, again = (task({"train": b}, Step(0, 0, 0.0))["projected"] for b in (batch, unlabelled))
+    assert found == again > 0
+    with torch.no_grad():
+        feat = task.model.features(task.prepare(batch["image"]))
+        seen, made = task.model.locate(feat), task.model.project(task.model.regress(task.model.lift(feat)))
+    squares = ((seen - made) ** 2).sum((-1, -2))[batch["mask"]]
+    assert found.item() == pytest.approx(squares.mean().item() / 2, rel=1e-4)
+
+
 def test_ranges_hold_all_training_poses_and_come_with_the_weights(settings):
     task = task_of(settings, **{"MACHINE.STAGE": "lift", "DATASET.FLIP": False, "DATASET.ROT_FACTOR": 0.0})
     batch = batch_of(task, 4)
@@ -188,11 +203,12 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
     [
         ({"MODEL.NAME": "pose3d_resnet"}, "MODEL.NAME"),
         ({"MACHINE.STAGE": "2d", "MACHINE.HEAD2D": "none"}, "MACHINE.HEAD2D"),
+        ({"MACHINE.SELF": True, "MACHINE.HEAD2D": "none", "CORRECTION.EVIDENCE": "labels"}, "MACHINE.SELF"),
         ({"TEST.PCP": "twice"}, "TEST.PCP"),
         ({"MACHINE.LR_OF": {"project_2": [1, 1], "projekt_2d": [5, 5]}}, "MACHINE.LR_OF.*projekt_2d.*did you mean project_2d"),
         ({"MACHINE.HEAD2D": "none", "TEST.CORRECTION": "projector"}, "CORRECTION.EVIDENCE"),
     ],
-    ids=["another network", "no head to train", "no such rule", "no such layer", "nothing to go by"],
+    ids=["another network", "no head to train", "no head to learn from", "no such rule", "no such layer", "nothing to go by"],
 )
 def test_settings_that_do_not_fit_are_refused(settings, changes, said):
     with pytest.raises(ConfigError, match=said):

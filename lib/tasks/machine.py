@@ -60,6 +60,8 @@ class MachineTask(IntegralTask):
         self.image_spec = ImageSpec(tuple(cfg.MODEL.IMAGE_SIZE), **(MACHINE if m.TRUNK == "cpm" else IMAGENET))
         if m.STAGE == "2d" and m.HEAD2D == "none":
             raise cfg.error("MACHINE.HEAD2D", "is none, but MACHINE.STAGE 2d trains that head; set fc, maps or lstm")
+        if m.SELF and m.HEAD2D == "none":
+            raise cfg.error("MACHINE.SELF", "is true, but MACHINE.HEAD2D is none, so that no 2D pose is seen; set it to fc, maps or lstm")
         evidence = cfg.CORRECTION.EVIDENCE
         if cfg.TEST.CORRECTION == "projector" and evidence == "network" and m.HEAD2D == "none":
             raise cfg.error("CORRECTION.EVIDENCE", "is network, but MACHINE.HEAD2D is none; set it to labels (scripts/predict.py "
@@ -232,7 +234,7 @@ class MachineTask(IntegralTask):
         losses["regressed_bones"] = m.WEIGHT_BONES * bone_loss(regressed, target, self.skeleton, known)
         if m.SELF:  # by what is seen rather than by labels (the paper's last stage)
             with torch.no_grad():
-                x, seen = self._evidence(b, feat)[0], b["mask"][..., None].expand_as(seen)
+                x, seen = self.model.locate(feat, b["mask"]), b["mask"][..., None].expand_as(seen)
         if m.MASK_2D and self.training:
             seen = seen & mask_joints(x, m.MASK_2D)[1]
         losses["projected"] = m.WEIGHT_2D * euclid_loss(projected, x, seen)
