@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib.config import defaults, load
+from lib.dataset.clips import MASKED
 from lib.engine import commands, run_dir
 from lib.errors import ConfigError
 from lib.skeleton import get
@@ -122,6 +123,29 @@ def test_a_projection_that_teaches_itself_looks_at_no_label(settings, evidence):
         seen, made = task.model.locate(feat), task.model.project(task.model.regress(task.model.lift(feat)))
     squares = ((seen - made) ** 2).sum((-1, -2))[batch["mask"]]
     assert found.item() == pytest.approx(squares.mean().item() / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("head", ["fc", "maps", "lstm"])
+def test_a_still_beside_clips_is_looked_at_once(settings, head):
+    """And what stands behind it in its clip has no share in losses, gradients and norms."""
+    changes = {"MACHINE.STAGE": "joint", "MACHINE.HEAD2D": head, "MACHINE.NORM": "batch"}
+    tasks = [task_of(settings, **changes).train() for _ in range(2)]
+    batch = batch_of(tasks[0])
+    for name in ("mask", *MASKED):  # the first one is a whole clip, of which all is known
+        batch[name][0, 1:], batch[name][1, 1:] = batch[name][0, 0].clone(), False
+    noise = {name: batch[name].clone() for name in ("image", "x_patch", "X_rel")}
+    noise["image"][1, 1:], noise["x_patch"][1, 1:], noise["X_rel"][1, 1:] = 255, 7, 99
+    looked: list[int] = []
+    tasks[0].model.trunk.register_forward_hook(lambda module, given, made: looked.append(len(given[0])))
+    found = [task({"train": b}, Step(0, 0, 0.0)) for task, b in zip(tasks, (batch, batch | noise), strict=True)]
+    assert looked == [batch["mask"].shape[1] + 1]
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    for part in found:
+        part["total"].backward()
+    for (name, p), q in zip(tasks[0].model.named_parameters(), tasks[1].model.parameters(), strict=True):
+        assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad), name
+    norms = [task.model.state_dict() for task in tasks]
+    assert all(torch.equal(value, norms[1][name]) for name, value in norms[0].items())
 
 
 def test_ranges_hold_all_training_poses_and_come_with_the_weights(settings):

@@ -214,7 +214,7 @@ class MachineTask(IntegralTask):
         """
         m, b = self.cfg.MACHINE, batch["train"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and "trunk" in self.learned):
-            feat = self.model.features(self.prepare(b["image"]))
+            feat = self._features(b["image"], b["mask"])
         losses: dict[str, Tensor] = {}
         x, seen = self._shares(b), b["valid"].bool()
         if "head2d" in self.learned and m.HEAD2D != "none":
@@ -227,6 +227,8 @@ class MachineTask(IntegralTask):
         losses["coarse"] = euclid_loss(p3d, target, known)
         if m.STAGE == "lift":
             return losses | {"total": sum(losses.values())}
+        # Frames that are not there would count in the batch norm that the projector may have.
+        p3d, target, known, x, seen = (value[b["mask"]] for value in (p3d, target, known, x, seen))
         losses["coarse_bones"] = m.WEIGHT_BONES * bone_loss(p3d, target, self.skeleton, known)
         regressed = self.model.regress(p3d)
         projected = self.model.project(regressed)
@@ -234,13 +236,23 @@ class MachineTask(IntegralTask):
         losses["regressed_bones"] = m.WEIGHT_BONES * bone_loss(regressed, target, self.skeleton, known)
         if m.SELF:  # by what is seen rather than by labels (the paper's last stage)
             with torch.no_grad():
-                x, seen = self.model.locate(feat, b["mask"]), b["mask"][..., None].expand_as(seen)
+                x, seen = self.model.locate(feat, b["mask"])[b["mask"]], torch.ones_like(seen)
         if m.MASK_2D and self.training:
             seen = seen & mask_joints(x, m.MASK_2D)[1]
         losses["projected"] = m.WEIGHT_2D * euclid_loss(projected, x, seen)
         if m.WEIGHT_BONES2D:
             losses["projected_bones"] = m.WEIGHT_BONES2D * bone_loss(projected, x, self.skeleton, seen)
         return losses | {"total": sum(losses.values())}
+
+    def _features(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Features of the frames that are there, 0 for the others: a still goes through the trunk once, however long its clip is.
+
+        image (B,T,3,H,W) uint8, mask (B,T) -> (B,T,C,h,w)
+        """
+        found = self.model.features(self.prepare(image[mask][:, None]))[:, 0]
+        feat = found.new_zeros(*mask.shape, *found.shape[1:])
+        feat[mask] = found
+        return feat
 
     def _head_losses(self, feat: Tensor, x: Tensor, seen: Tensor, batch: dict) -> dict[str, Tensor]:
         if self.cfg.MACHINE.HEAD2D != "maps":
