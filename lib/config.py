@@ -175,7 +175,7 @@ TREE = Group("", {
         "FREEZE": Key(False, "scripts/valid.py: batch norms become part of the convolutions, which are kept in the format of AMP and, with "
                       "COMPILE, are constants to the compiler: the same scores to rounding, in less time."),
         "CORRECTION": Key("off", "Correct 3D poses by the 2D pose that is seen, as the CORRECTION section says: through a projection that "
-                          "was learned (TASK machine), or through the camera (TASK temporal and integral).",
+                          "was learned (TASK machine, from its stage projector on), or through the camera (TASK temporal and integral).",
                           choices=("off", "projector", "camera"), alias={False: "off"}),
         "SUBJECTS": Key([], "Names of the subjects that are evaluated; empty = all of TEST_SET.", of=str),
         "PROTOCOL": Key("", "Free name of the protocol, printed and stored with the results."),

@@ -348,8 +348,7 @@ class Predictor:
             return [None] * count
         if "X_before" not in pred:
             raise WeightsError(
-                "checkpoint: its network has no poses to correct: it tells no depth, or its projector has not learned yet (MACHINE.STAGE "
-                "projector, joint); give another one, or leave the correction out"
+                "checkpoint: its network has no poses to correct, as it tells no depth; give another one, or leave the correction out"
             )
         before, after = (pred[name].tolist() for name in ("reprojection_before_px", "reprojection_px"))
         ends = [DECISIONS[k] for k in pred["decision"].long().tolist()]

@@ -126,8 +126,8 @@ def test_without_a_2d_head_the_projection_tells_the_place(tmp_path, frames):
 def test_a_checkpoint_that_has_nothing_to_correct_says_so(tmp_path, frames):
     path = saved(tmp_path / "lift.pth.tar", SMALL | {"MACHINE.STAGE": "lift"})
     assert Predictor.from_checkpoint(path, "cpu")(frames[0], BOXES[0]).X_root is not None
-    with pytest.raises(WeightsError, match="MACHINE.STAGE"):
-        Predictor.from_checkpoint(path, "cpu", correct=True)(frames[0], BOXES[0])
+    with pytest.raises(ConfigError, match="MACHINE.STAGE lift"):
+        Predictor.from_checkpoint(path, "cpu", correct=True)
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,12 @@ from tests.test_weights_machine import pickled
 def run(tmp_path_factory):
     """A run whose evaluation corrects poses; its ranges of poses are not the published ones."""
     out = tmp_path_factory.mktemp("run")
-    settings = SMALL | {"DATASET.ROOT": str(out / "world"), "OUTPUT_DIR": str(out), "TEST.CORRECTION": "projector"}
+    settings = SMALL | {"DATASET.ROOT": str(out / "world"), "OUTPUT_DIR": str(out)}
     weights = ""
     for stage in ("lift", "projector"):
         cfg = defaults().with_values(settings | {"MACHINE.STAGE": stage, "EXP_NAME": stage, "MODEL.PRETRAINED": weights,
-                                                 "CORRECTION.LR": 1e-3, "CORRECTION.TAU_MM": 0.0})  # fmt: skip
+                                                 "CORRECTION.LR": 1e-3, "CORRECTION.TAU_MM": 0.0,
+                                                 "TEST.CORRECTION": "off" if stage == "lift" else "projector"})  # fmt: skip
         commands.train(cfg)
         weights = str(run_dir.run_path(cfg) / run_dir.BEST)
     # What a lifter says about the root is not saved; a trained one says 0.

@@ -204,7 +204,8 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
     weights, tables = "", []
     for stage in LEARNS:
         cfg = defaults().with_values(run | {
-            "MACHINE.STAGE": stage, "EXP_NAME": stage, "MODEL.PRETRAINED": weights, "TEST.CORRECTION": "projector",
+            "MACHINE.STAGE": stage, "EXP_NAME": stage, "MODEL.PRETRAINED": weights,
+            "TEST.CORRECTION": "projector" if stage in ("projector", "joint") else "off",
             "TEST.PCP": "off" if stage == "2d" else "rooted",
         })  # fmt: skip
         commands.train(cfg)
@@ -229,10 +230,13 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
         ({"MACHINE.STAGE": "2d", "MACHINE.HEAD2D": "none"}, "MACHINE.HEAD2D"),
         ({"MACHINE.SELF": True, "MACHINE.HEAD2D": "none", "CORRECTION.EVIDENCE": "labels"}, "MACHINE.SELF"),
         ({"TEST.PCP": "twice"}, "TEST.PCP"),
+        ({"TEST.CORRECTION": "projector", "MACHINE.STAGE": "2d"}, "TEST.CORRECTION.*MACHINE.STAGE 2d"),
+        ({"TEST.CORRECTION": "projector", "MACHINE.STAGE": "lift"}, "TEST.CORRECTION.*MACHINE.STAGE lift"),
         ({"MACHINE.LR_OF": {"project_2": [1, 1], "projekt_2d": [5, 5]}}, "MACHINE.LR_OF.*projekt_2d.*did you mean project_2d"),
         ({"MACHINE.HEAD2D": "none", "TEST.CORRECTION": "projector"}, "CORRECTION.EVIDENCE"),
     ],
-    ids=["another network", "no head to train", "no head to learn from", "no such rule", "no such layer", "nothing to go by"],
+    ids=["another network", "no head to train", "no head to learn from", "no such rule", "nothing to correct", "no projector yet",
+         "no such layer", "nothing to go by"],
 )
 def test_settings_that_do_not_fit_are_refused(settings, changes, said):
     with pytest.raises(ConfigError, match=said):

@@ -68,8 +68,10 @@ class MachineTask(IntegralTask):
                             "--evidence), or a 2D head to fc")
         if m.PROTOCOL:
             protocols.selection(m.PROTOCOL, "train")
-        # There is nothing to correct before the projector has learned.
-        self.corrects = cfg.TEST.CORRECTION == "projector" and m.STAGE in ("projector", "joint")
+        self.corrects = cfg.TEST.CORRECTION == "projector"
+        if self.corrects and m.STAGE in ("2d", "lift"):
+            raise cfg.error("TEST.CORRECTION", f"is projector, but none has learned yet in MACHINE.STAGE {m.STAGE}; leave it off before "
+                            "stage projector")
         self.lengths: np.ndarray | None = None
         return resolve(MODELS, cfg.MODEL.NAME, key="MODEL.NAME")(
             self.skeleton,
