@@ -140,6 +140,19 @@ def test_the_releases_files_are_corrected_by_its_pickle(made, tmp_path, capsys):
     assert (other.x == 0.5).all() and ranges.high.shape == (16, 3)
 
 
+def test_the_pickle_of_seventeen_joints_has_the_release_s_ranges_and_others_have_none(tmp_path):
+    path, *_ = pickled(tmp_path, joints=17)
+    found, nose = saved_poses.SavedProjector.read(path), get("h36m17").index("nose")
+    assert found.skeleton.name == "h36m17"
+    assert found.normalizer.high[nose].tolist() == pytest.approx([598.2568057, 471.3413488, 589.6111938])
+    X = 300 * torch.randn(4, 17, 3)
+    poses = saved_poses.SavedPoses("mine", X - X[:, :1], found.skeleton, torch.rand(4, 17, 2), torch.ones(4, 17), torch.ones(4))
+    assert found.correct(poses).X_root.shape == (4, 17, 3)
+    path, *_ = pickled(tmp_path, joints=14)
+    with pytest.raises(WeightsError, match=f"{path.name}: corrects poses of 14 joints"):
+        saved_poses.SavedProjector.read(path)
+
+
 def _saved(root, folder, change, ending) -> str:
     """Changed truth as CSV files; the pattern of their names."""
     ann = machine_lists.read(root, "actions", side=64)

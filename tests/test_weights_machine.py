@@ -176,8 +176,8 @@ def test_an_export_of_layers(machine, tmp_path):
     assert equal(read(numbered).state_dict, machine.state_dict())
 
 
-def pickled(tmp_path, protocol: int = 2, hidden: int = 6, dtype=np.float32) -> tuple:
-    nets = nn.ModuleList([Regressor3D(hidden=hidden), Projector2D(hidden=hidden)])
+def pickled(tmp_path, protocol: int = 2, hidden: int = 6, dtype=np.float32, joints: int = 16) -> tuple:
+    nets = nn.ModuleList([Regressor3D(joints, hidden), Projector2D(joints, hidden)])
     found = {name.partition(".")[2]: m for name, m in nets.named_modules() if hasattr(m, "weight")}
     arrays = [array for name in PSI for array in (found[name].weight.detach().numpy().T.astype(dtype), found[name].bias.detach().numpy())]
     path = tmp_path / "change_refine.pkl"

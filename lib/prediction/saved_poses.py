@@ -160,12 +160,16 @@ class SavedProjector:
         cfg = from_dict(values, changes) if values else given
         state = checkpoint.state_dict
         parts = {name: _part(state, name) for name in ("regressor", "projector", "normalizer")}
+        joints = len(parts["regressor"].get("change.bias", ())) // 3
+        if parts["regressor"] and parts["projector"] and not parts["normalizer"]:
+            raise WeightsError(f"{path}: corrects poses of {joints} joints, expected the release's 16, or 17 with the nose: of others the "
+                               "ranges that the poses are shares of are unknown; give a checkpoint of TASK machine, which has its own")
         if not all(parts.values()):
             raise WeightsError(f"{path}: has no {' or '.join(n for n, part in parts.items() if not part)}; expected a checkpoint of TASK "
                                "machine, or the pickled weights of the published correction")  # fmt: skip
         if values and cfg.MACHINE.STAGE not in ("projector", "joint"):
             raise WeightsError(f"{path}: its projector has not learned yet (MACHINE.STAGE {cfg.MACHINE.STAGE}); train stage projector")
-        joints, hidden = len(parts["regressor"]["change.bias"]) // 3, len(parts["regressor"]["change_tmp.bias"])
+        hidden = len(parts["regressor"]["change_tmp.bias"])
         skeleton = get(checkpoint.meta.get("skeleton") or {16: "h36m16", 17: "h36m17"}.get(joints, ""))
         modules = {
             "regressor": Regressor3D(joints, hidden),

@@ -19,6 +19,7 @@ from lib import unpickle
 from lib.errors import MALFORMED, DataError, WeightsError
 from lib.files import replaced
 from lib.models.pose_machine import PoseNormalizer
+from lib.skeleton import get
 from lib.weights.adapters import Checkpoint, State, kind_of, resnet_layers, resnet_stages
 from lib.weights.caffe import looks_like_caffe, read_caffemodel
 
@@ -44,7 +45,8 @@ _LSTMS = ("lstm1", "lstm2")
 _BLOBS, _LSTM_BLOBS = ("weight", "bias"), ("W_xc", "b_c", "W_hc")
 _LSTM_OURS = ("weight_ih_l0", "bias_ih_l0", "weight_hh_l0")
 _GATES = (0, 1, 3, 2)  # the last two of the four change places; its own inverse
-_NORMALIZED = 16  # joints of the table that the release's poses are shares of
+# Numbers of a pose whose ranges the release has -> its joints
+_RANGED = {3 * get(name).num: name for name in ("h36m16", "h36m17")}
 
 
 def read_release(path: str | Path) -> Checkpoint | None:
@@ -80,7 +82,7 @@ def from_layers(layers: Mapping[str, Sequence[Tensor]], source: str = "layers") 
     """Weights under our names, from the blobs of the release's layers.
 
     Layers that are not the pose machine's keep their name, with .weight, .bias, or the number of the blob from the third on. The table of
-    ranges that the release's poses belong to comes with a lifter or a regressor of its joints.
+    ranges that the release's poses belong to comes with a lifter or a regressor of its 16 joints, or of 17 with the nose.
 
     Raises:
         WeightsError: blobs of a known layer that cannot be its weights.
@@ -94,9 +96,9 @@ def from_layers(layers: Mapping[str, Sequence[Tensor]], source: str = "layers") 
             state |= _lstm(LAYERS[known], blobs, f"{source}: layer {name}")
         else:
             state |= _plain(LAYERS[known], blobs, f"{source}: layer {name}")
-    outputs = {3 * _NORMALIZED} & {len(state[key]) for key in ("lifter.fc_final.bias", "regressor.change.bias") if key in state}
-    if outputs:
-        ranges = PoseNormalizer()
+    outputs = {len(state[key]) for key in ("lifter.fc_final.bias", "regressor.change.bias") if key in state}
+    if len(outputs) == 1 and outputs <= _RANGED.keys():
+        ranges = PoseNormalizer(_RANGED[outputs.pop()])
         state |= {"normalizer.high": ranges.high, "normalizer.low": ranges.low}
     return state
 
