@@ -171,7 +171,7 @@ TREE = Group("", {
     }),
     "TEST": Group("Evaluation.", {
         "BATCH_SIZE": Key(32, "Samples per batch and process.", at_least(1)),
-        "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image."),
+        "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image; TASK machine does not."),
         "FREEZE": Key(False, "scripts/valid.py: batch norms become part of the convolutions, which are kept in the format of AMP and, with "
                       "COMPILE, are constants to the compiler: the same scores to rounding, in less time."),
         "CORRECTION": Key("off", "Correct 3D poses by the 2D pose that is seen, as the CORRECTION section says: through a projection that "

@@ -286,7 +286,14 @@ class PoseEvaluator(RowEvaluator):
 
 
 class Keypoint2DEvaluator(RowEvaluator):
-    """2D joints of one person: mean error and PCK, relative to the box that was cropped."""
+    """2D joints of one person: mean error and PCK, relative to the box that was cropped.
+
+    protocol: what else the report should say about how the joints came about.
+    """
+
+    def __init__(self, skeleton: Skeleton | str, actions: Sequence[str] | None = None, protocol: Mapping[str, Any] | None = None):
+        super().__init__(skeleton, actions)
+        self.protocol = dict(protocol or {})
 
     def update(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
         """Add a batch: pred x_img (B,J,2) px of the image; batch id, x_img, conf (B,J; 0 = not annotated),
@@ -320,6 +327,7 @@ class Keypoint2DEvaluator(RowEvaluator):
             per_joint={"pck2d_percent": self._per_joint(100 * hits), "error_px": self._per_joint(in_px)},
             per_action=self._per_action(rows["id"], {"pck2d_percent": arrays["pck2d_percent"]}),
             counts={"poses": len(valid), "joints": int(valid.sum())},
+            protocol=self.protocol,
         )
 
 

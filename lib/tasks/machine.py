@@ -43,6 +43,7 @@ LEARNS = {
     "projector": ("regressor", "projector"),
     "joint": ("trunk", "head2d", "lifter", "regressor", "projector"),
 }
+FLIP = {"flip_test": False}  # what results say, whatever TEST.FLIP_TEST asks for
 RANGE_MARGIN = 0.05  # share of the training poses' range that is added on both sides
 
 
@@ -148,6 +149,8 @@ class MachineTask(IntegralTask):
         return {"train": mixed}
 
     def eval_data(self) -> dict[str, Dataset]:
+        if self.cfg.TEST.FLIP_TEST:
+            log.warning("TEST.FLIP_TEST: poses of TASK machine are not averaged with those of mirrored clips; results say flip_test false")
         ann = self._judged()
         if self.cfg.MACHINE.PROTOCOL:
             ann = protocols.select(ann, self.cfg.MACHINE.PROTOCOL, "test", self.cfg.MACHINE.FRAMES)
@@ -357,7 +360,7 @@ class MachineTask(IntegralTask):
         ann, test = dataset.ann, self.cfg.TEST
         actions = [ann.action(row) for row in range(len(ann))] if any(ann.actions) else None
         if not self._has_poses(ann):
-            return Keypoint2DEvaluator(self.skeleton, actions)
+            return Keypoint2DEvaluator(self.skeleton, actions, FLIP)
         stages = {"lift": (), "projector": STAGES, "joint": STAGES}[self.cfg.MACHINE.STAGE]
         return MachineEvaluator(
             self.skeleton, stages, actions=actions, joints=test.JOINTS or None, variants=test.VARIANTS, protocol=self._protocol()
@@ -365,7 +368,7 @@ class MachineTask(IntegralTask):
 
     def _protocol(self) -> dict[str, Any]:
         m = self.cfg.MACHINE
-        told: dict[str, Any] = {"root_depth": "not used", "intrinsics": "not used", "clip": m.CLIP}
+        told: dict[str, Any] = {"root_depth": "not used", "intrinsics": "not used", "clip": m.CLIP} | FLIP
         if m.PROTOCOL:
             told |= protocols.describe(m.PROTOCOL, "test", m.FRAMES)
         if m.RETARGET:
