@@ -47,6 +47,7 @@ from lib.dataset.image import read_image
 from lib.engine import checkpoint, run_dir
 from lib.errors import WeightsError
 from lib.metrics import structure
+from lib.prediction import saved_poses
 from lib.prediction.lift_video import read_keypoints
 from lib.prediction.lifted import Lifted, OwnCamera
 from lib.prediction.rig_people import RigPeople
@@ -564,6 +565,17 @@ def refiner_pairs(root):
     refiner.dump({"inp": X[:, :16], "out": X[:, :16]}, root / "b.pkl")
     refiner.dump(tuple(np.ones(45, "f4") for _ in range(4)), root / "norm.pkl")
     return lambda: (refiner.read(root / "a.npz"), refiner.read(root / "b.pkl"), refiner.Statistics.read(root / "norm.pkl", 45))
+
+
+@case("*.npz")
+def predictions(root):
+    X = np.random.default_rng(0).normal(size=(3, 17, 3)).astype("f4") * 300
+    texts = {name: np.array(["a", "b", "c"]) for name in ("images", "subjects", "actions")}
+    seen = {"ids": np.arange(3), "x_img": X[..., :2], "conf": np.ones((3, 17), "f4"), "skeleton": np.array("h36m17")}
+    truth = {"X_cam_true": X, "X_valid": np.ones((3, 17), bool), "crop_from_img": np.tile(np.eye(2, 3, dtype="f4"), (3, 1, 1))}
+    np.savez(root / "poses.npz", X_coarse=X, X_regressed=X, X_cam=X, **texts, **seen, **truth)
+    np.savez_compressed(root / "joints.npz", images=texts["images"], **seen)
+    return lambda: (saved_poses.read_predictions(root / "poses.npz", root / "joints.npz"), saved_poses.as_saved(root / "poses.npz"))
 
 
 @case("*.npz")

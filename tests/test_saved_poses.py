@@ -84,6 +84,29 @@ def test_2d_poses_of_another_run_are_matched_by_row(run, tmp_path):
         saved_poses.read_predictions(tmp_path / "old.npz")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ids": np.array(3)}, "ids"), ({"crop_from_img": np.zeros((1, 2, 3), "f4")}, "crop_from_img"),
+        ({"X_coarse": np.array("none")}, "X_coarse"), ({"actions": np.arange(2)}, "actions"), ({"skeleton": np.array("robot")}, "robot"),
+    ],
+    ids=["no row", "another number of crops", "a text for poses", "numbers for texts", "unknown joints"],
+)  # fmt: skip
+def test_damaged_predictions_are_told_by_array(change, said, tmp_path):
+    X = np.ones((2, 17, 3), "f4")
+    arrays = {"ids": np.arange(2), "X_coarse": X, "x_img": X[..., :2], "skeleton": np.array("h36m17"), "actions": np.array(["a", "b"]),
+              "crop_from_img": np.tile(np.eye(2, 3, dtype="f4"), (2, 1, 1))}  # fmt: skip
+    path = tmp_path / "predictions.npz"
+    np.savez(path, **arrays)
+    assert saved_poses.read_predictions(path).x.shape == (2, 17, 2) and set(saved_poses.as_saved(path)[1]) == {"X_coarse"}
+    np.savez(path, **arrays | change)
+    with pytest.raises(DataError, match=f"{path.name}: .*{said}"):
+        saved_poses.read_predictions(path)
+    np.save(tmp_path / "array.npy", X)
+    with pytest.raises(DataError, match="array.npy: cannot be read"):
+        saved_poses.read_predictions(tmp_path / "array.npy")
+
+
 def test_joints_of_another_lifter_are_matched_by_name():
     h36m = get("h36m17")
     X = 100 * torch.randn(3, 17, 3)

@@ -20,7 +20,7 @@ from lib.config import Config, from_dict, load
 from lib.correction import Corrected
 from lib.dataset.formats import machine_lists
 from lib.dataset.formats.machine_files import write_actions
-from lib.errors import DataError, RunError, WeightsError
+from lib.errors import MALFORMED, ConfigError, DataError, RunError, WeightsError
 from lib.files import refuse_existing, replaced, write_text
 from lib.geometry.crop import transform_points
 from lib.metrics.machine import STAGES, MachineEvaluator
@@ -87,13 +87,17 @@ def read_predictions(path: str | Path, evidence: str | Path | None = None) -> Sa
     if name is None or "skeleton" not in arrays:
         raise DataError(f"{path}: holds {', '.join(sorted(arrays))}; expected poses ({', '.join(COARSE)}) and their skeleton, of a network "
                         "that sees pictures")  # fmt: skip
-    skeleton, rows = get(str(arrays["skeleton"])), len(arrays["ids"])
+    skeleton, rows = _skeleton(path, arrays), len(arrays["ids"])
     X = _checked(path, arrays, name, (rows, skeleton.num, 3))
     truth, actions = None, None
     if "X_cam_true" in arrays:
         known = _checked(path, arrays, "X_valid", (rows, skeleton.num)).bool()
         truth = _checked(path, arrays, "X_cam_true", (rows, skeleton.num, 3)).masked_fill(~known[..., None], torch.nan)
         truth = truth - truth[:, skeleton.root_index, None]
+    for column in ("images", "subjects", "actions"):
+        if column in arrays and (arrays[column].shape != (rows,) or arrays[column].dtype.kind not in "US"):
+            found = f"{arrays[column].dtype} {arrays[column].shape}"
+            raise DataError(f"{path}: {column} are {found}, expected {rows} texts; write the file again")
     if "actions" in arrays and any(arrays["actions"]):
         actions = arrays["actions"].tolist()
     about = {name: arrays[name] for name in CARRIED if name in arrays}
@@ -101,10 +105,9 @@ def read_predictions(path: str | Path, evidence: str | Path | None = None) -> Sa
     given = arrays if evidence is None else _same_rows(path, arrays, evidence)
     if "x_img" not in given:
         return poses
-    crop = arrays.get("crop_from_img", given.get("crop_from_img"))
-    if crop is None:
+    if "crop_from_img" not in arrays | given:
         raise DataError(f"{path}: does not say which crop was looked at (crop_from_img); judge the weights again with scripts/valid.py")
-    crop, other = torch.from_numpy(crop).float(), get(str(given["skeleton"]))
+    crop, other = _checked(path, given | arrays, "crop_from_img", (rows, 2, 3)), _skeleton(evidence or path, given)
     x_img = _checked(evidence or path, given, "x_img", (rows, other.num, 2))
     conf = _checked(evidence or path, given, "conf", (rows, other.num)) if "conf" in given else torch.ones_like(x_img[..., 0])
     known, seen = convert(torch.cat([transform_points(crop, x_img), conf[..., None]], -1), other, skeleton)
@@ -212,8 +215,8 @@ def as_saved(path: str | Path) -> tuple[SavedPoses, dict[str, Tensor]]:
     """The poses of predictions.npz with all stages that it has, as they are.   -> X_coarse, X_regressed, X_root, those that are there"""
     poses, arrays = read_predictions(path), _arrays(path)
     root = poses.skeleton.root_index
-    made = {name: torch.from_numpy(arrays[name]).float() for name in ("X_coarse", "X_regressed") if name in arrays}
-    made["X_root"] = torch.from_numpy(arrays["X_cam" if "X_cam" in arrays else "X_root"]).float()
+    found = {"X_coarse": "X_coarse", "X_regressed": "X_regressed", "X_root": "X_cam" if "X_cam" in arrays else "X_root"}
+    made = {stage: _checked(path, arrays, name, tuple(poses.X.shape)) for stage, name in found.items() if name in arrays}
     return poses, {name: X - X[:, root, None] for name, X in made.items()}
 
 
@@ -269,17 +272,25 @@ def _arrays(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected predictions.npz of a training or of scripts/valid.py") from error
-    if "ids" not in arrays:
-        raise DataError(f"{path}: has no ids; expected predictions.npz of a training or of scripts/valid.py")
+    if "ids" not in arrays or arrays["ids"].ndim != 1:
+        raise DataError(f"{path}: has no ids, a number for each row; expected predictions.npz of a training or of scripts/valid.py")
     return arrays
+
+
+def _skeleton(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Skeleton:
+    try:
+        return get(str(arrays["skeleton"]))
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _checked(path: str | Path, arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> Tensor:
     found = arrays.get(name)
-    if found is None or found.shape != shape:
-        raise DataError(f"{path}: {name} has shape {None if found is None else found.shape}, expected {shape}; write the file again")
+    if found is None or found.shape != shape or found.dtype.kind not in "fiub":
+        what = "is not there" if found is None else f"is {found.dtype} {found.shape}"
+        raise DataError(f"{path}: {name} {what}, expected numbers {shape}; write the file again")
     return torch.from_numpy(found).float()
 
 
