@@ -1,6 +1,7 @@
 """Saved poses corrected by saved 2D poses: as an evaluation corrects them, from the release's files, and what is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from lib.config import defaults
-from lib.correction import OnlineCorrector
+from lib.correction import OnlineCorrector, counts
 from lib.dataset.formats import machine_lists
 from lib.dataset.formats.machine_files import read_ranges, read_results, write_actions, write_results
 from lib.engine import checkpoint, commands, run_dir
@@ -52,7 +53,10 @@ def test_saved_poses_are_corrected_as_in_the_evaluation(run, weights, tmp_path, 
     out, arguments = tmp_path / "out", [str(run / "predictions.npz"), "--checkpoint", str(weights)]
     assert script.main([*arguments, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "poses corrected" in said and said.splitlines()[0].split()[:3] == ["action", "coarse,", "mm"]
+    ends = counts(torch.from_numpy(np.load(out / "corrected.npz")["decision"]))
+    told = ", ".join(f"{ends[name]} {name}" for name in ("converged", "stopped", "discarded"))
+    assert re.search(rf"{sum(ends.values())} poses corrected \({told}\), \d+\.\d\d ms each", said)
+    assert said.splitlines()[0].split()[:3] == ["action", "coarse,", "mm"]
     judged = json.loads((run / "results.json").read_text())["metrics"]
     again = json.loads((out / "results.json").read_text())
     with np.load(run / "predictions.npz") as before, np.load(out / "corrected.npz") as after:

@@ -200,12 +200,12 @@ class SavedProjector:
         return through_projector(self.cfg, self.regressor, self.projector, to_mm, self.skeleton, p3d, poses.x, poses.conf)
 
 
-def stages_of(projector: SavedProjector, poses: SavedPoses) -> tuple[dict[str, Tensor], Report | None]:
-    """Poses by stage and how the corrections ended, and their errors by action where there is a truth.
+def stages_of(projector: SavedProjector, poses: SavedPoses, found: Corrected) -> tuple[dict[str, Tensor], Report | None]:
+    """Poses by stage and how the corrections ended, and their errors by action where there is a truth.   found: of `projector.correct`
 
     -> X_coarse, X_regressed, X_root (N,J,3) mm; updates, decision, reprojection_before_px, reprojection_px (N,)
     """
-    found, poses = projector.correct(poses), poses.to_skeleton(projector.skeleton)
+    poses = poses.to_skeleton(projector.skeleton)
     made = {"X_coarse": poses.X, "X_regressed": projector.normalizer.denormalize(found.regressed), "X_root": found.X_root}
     made |= ended_in_shares(found, poses.x, poses.conf, poses.px[:, None].expand(-1, 2))
     return made, _judged(poses, made, told_of_projector(projector.cfg, "saved 2D joints"))
