@@ -381,8 +381,8 @@ TREE = Group("", {
         "HIDDEN": Key(1024, "Width of all layers behind it.", at_least(1)),
         "TEMPORAL": Key("stack", "Direction of the second LSTM layer: backwards over the whole clip, as published (stack), or like the "
                         "first one, so that a pose needs no later frame (causal).", choices=("stack", "causal")),
-        "FLAGS": Key("exact", "How the layer that runs backwards is reset; published = where the release does it, which lets neighbouring "
-                     "clips see each other.", choices=("exact", "published")),
+        "FLAGS": Key("exact", "How the layer that runs backwards is reset; published = where the release does it. Both are the "
+                     "same here, where every clip is a row of its own; they differ where clips share one.", choices=("exact", "published")),
         "NUM_STAGES": Key(1, "Recurrent stages, each of which refines the pose of the one before.", at_least(1)),
         "HEAD2D": Key("fc", "What tells the 2D pose that corrections go by: two layers on the features, stages of heatmaps, a network over "
                       "time, or nothing.", choices=("none", "fc", "maps", "lstm")),
