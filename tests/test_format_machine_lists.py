@@ -139,6 +139,23 @@ def test_pictures_without_3d(tmp_path):
     assert runs_of(ann) == [[3], [4]]  # pictures are never frames of a pseudo clip
 
 
+def test_lists_in_the_order_that_the_read_me_prints(tmp_path):
+    """MPII's: each joint at its number there; the numbers of ours in MPII's order are written out."""
+    number = {0: 6, 1: 2, 2: 1, 3: 0, 4: 3, 5: 4, 6: 5, 8: 7, 9: 9, 10: 13, 11: 14, 12: 15, 13: 12, 14: 11, 15: 10}
+    x, X = (np.repeat((np.arange(16) + 1) / 20, k) for k in (2, 3))
+    root = by_hand(tmp_path / "a", [f"S1/{k}.jpg {','.join(map(str, [*x, *X]))},1" for k in (1, 2)])
+    ann = load("machine_lists", root, "small", {"side": 100, "order": "mpii"})
+    assert ann.skeleton == "h36m16"
+    for ours, theirs in number.items():
+        share = (theirs + 1) / 20
+        np.testing.assert_allclose(ann.x_img[:, ours], 100 * share, atol=1e-3)
+        np.testing.assert_allclose(ann.X_world[:, ours], 800 * share - 300 if ours else 0, atol=1e-3)
+    unknown = np.arange(16) == SIXTEEN.index("spine")
+    assert (ann.X_valid == ~unknown).all() and (ann.conf == ~unknown).all()
+    with pytest.raises(ConfigError, match="order.*'coco' is not one of h36m, mpii"):
+        load("machine_lists", root, "small", {"order": "coco"})
+
+
 def test_poses_without_2d(tmp_path):
     root = by_hand(tmp_path / "a", [f"video/{k}.jpg " + ",".join(["0.5"] * 48) + ",1" for k in (1, 2)])
     ann = machine_lists.read(root, "small", side=100)

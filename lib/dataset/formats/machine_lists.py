@@ -48,6 +48,7 @@ from lib.files import refuse_existing
 from lib.geometry.crop import crop_affine, transform_points
 from lib.metrics.machine import MachineEvaluator
 from lib.metrics.report import Report
+from lib.registry import unknown
 
 log = logging.getLogger("parallax")
 
@@ -57,6 +58,7 @@ LISTS = {
     "mpii": "train_h36m.txt",
 }  # fmt: skip
 ACTIONS = "actions"  # the split of all files of TRUTH
+ORDERS = {"h36m": SKELETON, "mpii": "mpii16"}  # of the joints in a list
 TRUTH = "gt/test/test{action}.txt"
 RANGES = "16point_mean_limb_scaled_max_min.csv"
 TREE = "skel_16.mat"
@@ -74,6 +76,7 @@ def read(
     resets: bool = False,
     keypoints: str = "",
     ranges: str = RANGES,
+    order: str = "h36m",
 ) -> Annotations:
     """One list as a table: row i is its line i, a pose and a camera for each row with 3D. Poses are mm relative to the root.
 
@@ -90,13 +93,19 @@ def read(
         keypoints: 2D joints that replace those of the lists, a list or a CSV file of results below root; with {action} in it one per
             file of gt/test, such as "hg2dh36m/test{action}_square2d.txt".
         ranges: file with the greatest and least values, below root.
+        order: of the joints in the lists: h36m, that of the release's data, or mpii, that of MPII, which its read-me prints; then the spine
+            is not annotated, and the upper neck left out. `keypoints` and `ranges` are in the order of the data.
 
     Raises:
         DataError: files are missing, damaged or do not fit together.
+        ConfigError: no such order.
     """
     root = Path(root)
+    if order not in ORDERS:
+        raise unknown(order, ORDERS, "DATASET.OPTIONS.order")
+    layout = ORDERS[order]
     files = _files(root, split)
-    lists = [read_list(path) for path in files.values()]
+    lists = [_renamed(read_list(path), layout) for path in files.values()]
     places = list(files)
     if len({(part.x is None, part.X is None, part.resets is None) for part in lists}) > 1:
         raise DataError(f"{root}/{TRUTH}: the files of actions hold different kinds of numbers; take all of them from one release")
@@ -121,8 +130,9 @@ def read(
     x_img = np.zeros((n, JOINTS, 2)) if x is None else x * length[:, None, None]
     conf = np.zeros((n, JOINTS), bool) if known is None else known
     poses, cameras = np.zeros((0, JOINTS, 3)), no_cameras()
+    present = skeletons.convert(np.zeros((JOINTS, 1)), layout, SKELETON)[1]
     if X is not None:
-        poses = read_ranges(root / ranges).to_mm(X)
+        poses = np.where(present[:, None], read_ranges(root / ranges).to_mm(X), 0)
         scale, shift = _laid_over(poses, x_img, conf, np.repeat(length[:, None], 2, 1))
         cameras = far_cameras(scale.astype(complex), shift, FAR * length, size)
         placed = scale[:, None] * (poses[..., 0] + 1j * poses[..., 1]) + shift[:, None]
@@ -133,7 +143,7 @@ def read(
         skeleton=SKELETON,
         cameras=cameras,
         X_world=poses.astype(np.float32),
-        X_valid=np.ones(poses.shape[:2], bool),
+        X_valid=np.tile(present, (len(poses), 1)),
         person=np.zeros(n, np.int32),
         image=np.arange(n, dtype=np.int32),
         camera=row,
@@ -150,6 +160,12 @@ def read(
         fps=h36m.FPS if X is not None else 0.0,
         **columns,
     ).check(f"{root} ({split})")
+
+
+def _renamed(listed: Listed, layout: str) -> Listed:
+    """A list of joints of another layout in those of the release; 0 where it has none."""
+    x, X = (None if values is None else skeletons.convert(values, layout, SKELETON)[0] for values in (listed.x, listed.X))
+    return listed._replace(x=x, X=X)
 
 
 def splits(root: str | Path) -> list[str]:
