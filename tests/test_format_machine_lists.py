@@ -455,6 +455,21 @@ def test_the_papers_numbers_of_pictures():
     assert round(frames / sequences / 25) == 104 == round(62_437 / sequences)
 
 
+def test_protocols_refuse_a_table_that_lacks_their_frames():
+    """Every 32nd and 64th frame, as Human3.6M is prepared for other papers, have one in 32 of every 25th."""
+    thin = everyone(900).protocol(step=32)
+    with pytest.raises(DataError, match=r"data/h36m \(train\): holds one frame in 32 of S1,.*one in 25,.*--train-step 25"):
+        select(thin, "machine1", "train", source="data/h36m (train)")
+    mixed = concat([everyone(130).protocol(["S1", "S5", "S6", "S7", "S8"], 25), everyone(130).protocol(["S9", "S11"], 64)])
+    assert set(select(mixed, "machine1", "train").frame) == {0, 25, 50, 75, 100, 125}
+    assert set(select(mixed, "machine3", "test").frame) == {0, 64, 128}
+    assert set(select(mixed, "machine1", "train", step=50).frame) == {0, 50, 100}
+    with pytest.raises(DataError, match="one frame in 64 of S9"):
+        select(mixed, "machine3", "train")
+    with pytest.raises(DataError, match="one frame in 64 of S11"):
+        select(mixed, "machine1", "test")
+
+
 def test_protocols_refuse_what_is_not_there():
     ann = everyone(2)
     with pytest.raises(ConfigError, match="machine4"):

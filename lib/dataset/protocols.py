@@ -14,6 +14,8 @@ from lib.dataset.annotations import Annotations
 from lib.errors import DataError
 from lib.registry import resolve
 
+# What makes a table that has the frames of every protocol below.
+PREPARE = "`python scripts/prepare.py h36m --release FOLDER --out data/h36m-machine --train-step 25 --valid-step 1`"
 FRONTAL = 3  # the slot of camera 60457274, which papers call cam-3 and frontal
 
 
@@ -47,7 +49,13 @@ def selection(name: str, part: str) -> Selection:
 
 
 def select(
-    ann: Annotations, name: str, part: str, step: int = 0, views: Sequence[int] = (), actions: Sequence[str] = ()
+    ann: Annotations,
+    name: str,
+    part: str,
+    step: int = 0,
+    views: Sequence[int] = (),
+    actions: Sequence[str] = (),
+    source: str = "the table",
 ) -> Annotations:
     """The observations of a table that belong to a part of a protocol.
 
@@ -58,14 +66,20 @@ def select(
         step: every how many frames; 0 = the protocol's.
         views: slots of cameras; empty = the protocol's.
         actions: of these alone, as for a model of one action; empty = all.
+        source: what the table is called in messages.
 
     Raises:
         ConfigError: no such protocol or part.
-        DataError: a subject, view or action is not in the table, no sequence is of the trial, or no frame is left.
+        DataError: the table is too thin for the step, a subject, view or action is not in it, no sequence is of the trial, or no frame is
+            left.
     """
     rule = selection(name, part)
-    chosen = ann.protocol(rule.subjects, step or rule.step, views or rule.views)
-    what = f"protocol {name} ({part})"
+    step, what = step or rule.step, f"protocol {name} ({part})"
+    chosen = ann.protocol(rule.subjects, step, views or rule.views)
+    for subject, spacing in _spacings(ann.select(ann.chosen(rule.subjects))).items():
+        if spacing and step % spacing:
+            raise DataError(f"{source}: holds one frame in {spacing} of {subject}, but {what} takes one in {step}, most of which are not "
+                            f"there; make a table that has them with {PREPARE}, or set MACHINE.FRAMES to a multiple of {spacing}")
     keep = np.ones(len(chosen), bool)
     for values, wanted, title in ((chosen.subactions, rule.trials, "trials"), (chosen.actions, actions, "actions")):
         if wanted:
@@ -77,6 +91,16 @@ def select(
     if not keep.any():
         raise DataError(f"{what}: no observation is left, expected one or more; check the table, the frame step and the actions")
     return chosen if keep.all() else chosen.select(keep)
+
+
+def _spacings(ann: Annotations) -> dict[str, int]:
+    """By subject the number of which all frames of its sequences are multiples, from the first of each; 0 = there are no others."""
+    first = np.full(len(ann.subjects), np.iinfo(np.int64).max)
+    np.minimum.at(first, ann.sequence, ann.frame)
+    names, who = np.unique(ann.subjects[ann.sequence], return_inverse=True)
+    spacing = np.zeros(len(names), np.int64)
+    np.gcd.at(spacing, who, ann.frame - first[ann.sequence])
+    return {name.decode(): int(n) for name, n in zip(names, spacing, strict=True)}
 
 
 def describe(name: str, part: str = "test", step: int = 0) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class MachineTask(IntegralTask):
             wanted = protocols.selection(m.PROTOCOL, "train").subjects
             if not {name.encode() for name in wanted} <= set(ann.subjects.tolist()):  # the third protocol trains on one of the other split
                 ann = concat([ann, data.annotations(cfg, d.TEST_SET, d.TRAIN_FRAME)])
-            ann = protocols.select(ann, m.PROTOCOL, "train", m.FRAMES)
+            ann = protocols.select(ann, m.PROTOCOL, "train", m.FRAMES, source=f"{d.ROOT} ({d.TRAIN_SET})")
         if m.RETARGET:
             ann, self.lengths = retargeted(ann)
         if m.STAGE == "lift" and m.RANGES == "fit":
@@ -153,7 +153,8 @@ class MachineTask(IntegralTask):
             log.warning("TEST.FLIP_TEST: poses of TASK machine are not averaged with those of mirrored clips; results say flip_test false")
         ann = self._judged()
         if self.cfg.MACHINE.PROTOCOL:
-            ann = protocols.select(ann, self.cfg.MACHINE.PROTOCOL, "test", self.cfg.MACHINE.FRAMES)
+            source = f"{self.cfg.DATASET.ROOT} ({self.cfg.DATASET.TEST_SET})"
+            ann = protocols.select(ann, self.cfg.MACHINE.PROTOCOL, "test", self.cfg.MACHINE.FRAMES, source=source)
         if self.cfg.MACHINE.RETARGET:
             ann, _ = retargeted(ann, self._training_lengths())
         if not self._has_poses(ann):
