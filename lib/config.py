@@ -365,7 +365,8 @@ TREE = Group("", {
         "BONE_SUM_MM": Key(0.0, "Sum of the lengths of a predicted person's bones, which sets its size; 0 = the mean of the training poses "
                            "(4000 as published).", at_least(0)),
         "RULE": Key("names", "What the network's joints mean: what they are called, or as published, where MPII's upper neck is the "
-                    "thorax, labels are cut off to whole cells and missing joints count as visible.", choices=("names", "published")),
+                    "thorax, labels are cut off to whole cells and missing joints count as visible. Published networks are also tested so: "
+                    "plain mirror images, and the highest cell counts even where it is not above zero.", choices=("names", "published")),
     }),
     "MACHINE": Group("Clips of pictures to poses, which are corrected by their own projection (Wang et al., TPAMI 2019).", {
         "STAGE": Key("joint", "What is trained: the 2D pose of each picture (2d), the network over time that lifts it (lift), the "

@@ -11,7 +11,7 @@ from lib.dataset.annotations import without_3d
 from lib.errors import ConfigError
 from lib.geometry.camera import Cameras
 from lib.geometry.heatmap import render_heatmaps
-from lib.geometry.weak_perspective import BONE_SUM_MM, H36M_BONES, bone_lengths, bone_sum
+from lib.geometry.weak_perspective import BONE_SUM_MM, H36M_BONES, bone_lengths, bone_sum, mpii_from_h36m
 from lib.loss.fusion import hourglass_loss
 from lib.models.fusion import FusionNet, Maps
 from lib.tasks import Step, build
@@ -49,6 +49,18 @@ class Known(nn.Module):
 
     def forward(self, image):
         return next(self.answers)
+
+
+class Seeing(Known):
+    """The same, and keeps what it was asked."""
+
+    def __init__(self, seen: list, maps):
+        super().__init__(*maps)
+        self.seen = seen
+
+    def forward(self, image):
+        self.seen.append(image)
+        return super().forward(image)
 
 
 def patched(monkeypatch, table):
@@ -207,8 +219,39 @@ def test_the_published_hourglass_is_trained_by_its_own_criterion(ann, tmp_path):
     inside = ((cells >= 0) & (cells < 16)).all(-1)
     expected = hourglass_loss(cells, depth, b["x_patch"][..., 2] / 32, inside, b["has_depth"] == 0, task.groups, 16)
     torch.testing.assert_close(losses["total"] - losses["heatmaps"], expected, rtol=1e-4, atol=1e-6)
-    target = render_heatmaps(cells, inside, (16, 16), 2.0)
+    target = render_heatmaps(cells, inside | (b["has_depth"] == 0)[:, None], (16, 16), 2.0)
     torch.testing.assert_close(losses["heatmaps"], 2 * target.square().mean())
+
+
+def recorded_crop(name, strong) -> tuple[dict, torch.Tensor]:
+    """A crop of the release's data sets as a batch of 64 px, and its heatmaps."""
+    z = {key: torch.from_numpy(value) for key, value in golden("weakly_supervised", "geometry_targets").items()}
+    if name == "mpii":
+        x, center, side = z["mpii_joints"], z["mpii_meta_center"].double(), z["mpii_meta_scale"][0]
+    else:
+        x, center, side = z["h36m_joints_3d"][:17, :2], z["h36m_box"][:2], z["h36m_meta_scale"][0]
+        x = mpii_from_h36m(x)
+    known = (x > 0).any(-1)
+    x_patch = (x - center) / side * 64 + 32
+    assert torch.equal(x_patch.trunc().int()[known & (x_patch >= 0).all(-1)], z[f"{name}_pts_crop"][known & (x_patch >= 0).all(-1)])
+    has_depth = torch.full((1,), float(strong))
+    batch = {"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "x_patch": torch.cat([x_patch, 0 * x_patch[:, :1]], -1)[None].float(),
+             "valid": known[None].float(), "valid_depth": known[None].float() * strong, "has_depth": has_depth}  # fmt: skip
+    return batch, z[f"{name}_target"][None]
+
+
+RECORDED = (("mpii", "heatmap", False), ("mpii", "heatmap_depth", False), ("h36m", "heatmap_depth", True))
+
+
+@pytest.mark.parametrize(("name", "head", "strong"), RECORDED)
+def test_published_heatmaps_equal_the_release(tmp_path, name, head, strong):
+    """A joint just beside the map shows its edge there, but not in crops with 3D labels."""
+    task = task_of(tmp_path, **PUBLISHED, **{"MODEL.HEAD": head})
+    batch, target = recorded_crop(name, strong)
+    if name == "mpii":
+        assert target[0, 7].sum() > 10 and batch["x_patch"][0, 7, 0] < -1
+    task.model = Known(Maps(target, 0 * target if task.has_depth else None, (target,)))
+    assert task({"train": batch}, START)["heatmaps"].item() < 1e-12
 
 
 # --- who is looked at
@@ -331,6 +374,36 @@ def test_flip_test_averages_both_looks(ann, tmp_path):
     torch.testing.assert_close(both.hm[..., 1:], maps.hm[..., 1:])  # column 0 lies outside the mirrored crop
     torch.testing.assert_close(both.depth[..., 1:], maps.depth[..., 1:])
     assert not torch.allclose(task._maps(batch["image"]).hm[..., 1:], maps.hm[..., 1:])
+
+
+def test_the_published_flip_test_equals_the_release(ann, tmp_path):
+    """Columns are reversed, without the step of one that ours takes."""
+    z = {key: torch.from_numpy(value) for key, value in golden("weakly_supervised", "metrics_h36m").items()}
+    task = task_of(tmp_path, **PUBLISHED, **{"TEST.FLIP_TEST": True}).eval()
+    hm = render_heatmaps(z["pred_centers"].float(), torch.ones(4, 16), (64, 64), 2.0, snap="toward_zero")[:1]
+    seen, answers = [], iter([Maps(0 * hm, 0 * hm, ()), Maps(hm, hm, ())])
+    task.model = Seeing(seen, answers)
+    image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    both = task._maps(image)
+    torch.testing.assert_close(2 * both.hm[0, :, ::4, ::4], z["flip_shuffle_hm"])
+    torch.testing.assert_close(2 * both.depth[0, :, ::4, ::4], z["flip_shuffle_hm"])
+    assert torch.equal(seen[1], seen[0].flip(-1))
+
+
+def test_published_networks_are_read_at_their_maximum_whatever_it_is(ann, tmp_path):
+    hm = torch.full((1, 16, 64, 64), -2.0)
+    hm[0, :, 40, 10:26] = torch.eye(16) - 1.5  # below zero everywhere, joint j highest in column 10 + j
+    depth = torch.zeros_like(hm)
+    depth[..., 40, :] = torch.arange(64.0) / 64
+    batch = {"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "patch_from_img": torch.eye(3)[:2].expand(1, 2, 3)}
+    task = task_of(tmp_path, **PUBLISHED, **{"MODEL.HEAD": "heatmap"}).eval()
+    task.model = Known(Maps(hm, None, (hm,)))
+    assert task.predict(batch)["x_img"][0].tolist() == [[10.0 + j, 40.0] for j in range(16)]
+    task = task_of(tmp_path, **PUBLISHED).eval()
+    task.model = Known(Maps(hm, depth, (hm,)))
+    X = task.predict(batch)["X_root"][0]  # depth grows with the column, so that z = x
+    torch.testing.assert_close(X[:, 2], X[:, 0], rtol=1e-4, atol=1e-2)
+    assert X[:, 0].abs().max() > 100
 
 
 def test_maps_to_mm_equal_the_release(ann, tmp_path):

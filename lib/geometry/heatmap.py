@@ -273,14 +273,16 @@ def _blocks(maps: Tensor, dtype: torch.dtype, kept: Tensor | None = None):
 
 
 @no_autocast
-def decode_heatmap(hm: Tensor, method: str = "quarter", sigma: float = 2.0) -> tuple[Tensor, Tensor]:
+def decode_heatmap(
+    hm: Tensor, method: str = "quarter", sigma: float = 2.0, empty_at_origin: bool = True
+) -> tuple[Tensor, Tensor]:
     """Joint position and score of each 2D heatmap.   hm (..., h, w) -> x_hm (..., 2) cells, score (...)
 
     method "argmax": the highest cell. "quarter": plus a quarter cell towards the higher neighbour, inside the border of
     two cells (Simple Baselines). "dark": plus the Newton step on the logarithm of the map blurred with `sigma` cells
     (Zhang et al., DARK, CVPR 2020). "soft": `soft_argmax` of a map of logits; its score is the largest probability, for
-    the others the largest value. Argmax methods give 0, 0 where nothing is above zero. Raises GeometryError for another
-    name.
+    the others the largest value. Argmax methods give 0, 0 where nothing is above zero, as Simple Baselines does; with
+    empty_at_origin False the highest cell there, too. Raises GeometryError for another name.
     """
     if method not in ("argmax", "quarter", "dark", "soft"):
         raise GeometryError(f"decode_heatmap: method {method!r} is not one of argmax, quarter, dark, soft")
@@ -294,7 +296,8 @@ def decode_heatmap(hm: Tensor, method: str = "quarter", sigma: float = 2.0) -> t
     h, w = hm.shape[-2:]
     score, index = hm.flatten(-2).max(-1)
     cells = torch.stack([index % w, index // w], -1).to(hm.dtype)
-    cells = torch.where(score[..., None] > 0, cells, 0.0)
+    if empty_at_origin:
+        cells = torch.where(score[..., None] > 0, cells, 0.0)
     if method == "quarter":
         cells = cells + _quarter(hm, cells.long())
     elif method == "dark":

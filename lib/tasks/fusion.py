@@ -42,7 +42,7 @@ from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import data
 from lib.tasks.base import Step
-from lib.tasks.integral import IntegralTask, mirror
+from lib.tasks.integral import IntegralTask, mirror, plain_mirror
 
 H36M = "h36m17"
 log = logging.getLogger("parallax")
@@ -214,7 +214,9 @@ class FusionTask(IntegralTask):
         cells, inside = joint_cells(x_hm, b["valid"], size, cut_off=self.published, missing_at_origin=self.published)
         if self.published:
             x_hm = cells.to(x_hm)
-            target = render_heatmaps(x_hm, inside & b["valid"].bool(), size, cfg.LOSS.SIGMA, snap="toward_zero")
+            # Of a joint just beside the map its edge shows a part; only crops with 3D labels were trained without it.
+            drawn = inside | (b["has_depth"] == 0)[:, None] if self.has_depth else True
+            target = render_heatmaps(x_hm, b["valid"].bool() & drawn, size, cfg.LOSS.SIGMA, snap="toward_zero")
             errors = [heatmap_mse(hm, target) for hm in maps.stacks]
         else:
             errors = [self.heatmap_supervision(hm, b["x_patch"], b["valid"]) for hm in maps.stacks]
@@ -250,11 +252,11 @@ class FusionTask(IntegralTask):
         """
         maps = self._maps(batch["image"])
         size = (maps.hm.shape[-1], maps.hm.shape[-2])
-        cells, conf = decode_heatmap(maps.hm, self.decode)
+        cells, conf = self._read(maps.hm, self.decode)
         x_img = transform_points(invert(batch["patch_from_img"]), patch_from_cells(cells, self.image_spec.size, size))
         if not self.has_depth:
             return {"x_img": x_img, "conf": conf.clamp(0, 1)}
-        pose = crop_pose(cells, self._depth_at(maps, decode_heatmap(maps.hm, "argmax")[0]), size)
+        pose = crop_pose(cells, self._depth_at(maps, self._read(maps.hm, "argmax")[0]), size)
         mm_per_side = mm_per_unit(self._bone_lengths(pose).sum(-1), self.bone_sum_mm)
         if self.published and self.hourglass:
             pose = with_middle_thorax(pose)
@@ -268,6 +270,10 @@ class FusionTask(IntegralTask):
             pred["X_cam"] = X_root + batch["root_cam"][:, None].to(X_root)
         return pred
 
+    def _read(self, hm: Tensor, method: str) -> tuple[Tensor, Tensor]:
+        """Joints (B,J,2) cells and scores (B,J) of heatmaps; the release takes the highest cell whatever stands in it."""
+        return decode_heatmap(hm, method, empty_at_origin=not self.published)
+
     def assumed(self) -> tuple[str, ...]:
         return (f"{len(self.bones)} bones of a person add up to {self.bone_sum_mm:.0f} mm",) if self.has_depth else ()
 
@@ -277,11 +283,12 @@ class FusionTask(IntegralTask):
         maps = self.model(x)
         if not self.cfg.TEST.FLIP_TEST:
             return maps
-        flip, other = self.flip.to(image.device), self.model(mirror(x))
-        hm = (maps.hm + mirror(other.hm)[:, flip]) / 2  # cell x of the mirrored crop is cell w - x
+        mirrored = plain_mirror if self.published else mirror  # cell x of the mirrored crop is cell w - 1 - x, or w - x
+        flip, other = self.flip.to(image.device), self.model(mirrored(x))
+        hm = (maps.hm + mirrored(other.hm)[:, flip]) / 2
         if maps.depth is None:
             return maps._replace(hm=hm)
-        depth = other.depth if self.hourglass else mirror(other.depth)
+        depth = other.depth if self.hourglass else mirrored(other.depth)
         return maps._replace(hm=hm, depth=(maps.depth + depth[:, flip]) / 2)
 
     def _protocol(self) -> dict[str, str]:

@@ -316,8 +316,13 @@ def mirror(image: Tensor) -> Tensor:
     A plain flip, x -> W - 1 - x, would move the person by one pixel off the middle, where the network has always seen the root:
     at 64 px that costs more than the second look gains. Column 0 shows what lies just outside, and is repeated.
     """
-    flipped = image.flip(-1)
+    flipped = plain_mirror(image)
     return torch.cat([flipped[..., :1], flipped[..., :-1]], -1)
+
+
+def plain_mirror(image: Tensor) -> Tensor:
+    """Columns in reverse, x -> W - 1 - x.   (...,W) -> (...,W)"""
+    return image.flip(-1)
 
 
 def _masked_mean(value: Tensor, mask: Tensor) -> Tensor:
