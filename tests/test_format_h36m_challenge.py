@@ -1,5 +1,6 @@
 """The challenge's layout: round trip, 2D labels laid over a network's joints, damaged files."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def test_laid_over_2d_joints(world, root):
     assert np.allclose(ann.x_img[:2], x, atol=1e-3)
     assert ann.conf[:2].all() and not ann.conf[2:].any()
     assert np.allclose(seen(ann)[:2], x, atol=0.2)
+    shutil.copy(root / "2d.npz", root / "of-valid.npz")
+    assert np.array_equal(h36m_challenge.read(root, "valid", keypoints="of-{split}.npz").x_img, ann.x_img)
     x_cam = ann.cameras[torch.arange(2)].to_cam(torch.from_numpy(ann.X_world[:2]).double())
     assert np.allclose(x_cam[..., 2] - x_cam[:, :1, 2], camera_poses(wrote)[:2, :, 2], atol=1e-3)  # depth is not touched
     np.savez(root / "2d.npz", x_img=mpii[:3], conf=conf, skeleton="mpii16")
@@ -92,6 +95,66 @@ def test_laid_over_2d_joints(world, root):
         h36m_challenge.read(root, "valid", keypoints="2d.npz")
     with pytest.raises(DataError, match="none.npz: not a file of 2D joints"):
         h36m_challenge.read(root, "valid", keypoints="none.npz")
+
+
+@pytest.mark.parametrize(("extent", "expected"), [((545, 509), 908), ((783, 339), 1305), ((448, 197), 747), ((900, 900), 1400)])
+def test_boxes_leave_the_room_that_the_published_ones_do(tmp_path, extent, expected):
+    """The extent of the joints, widened to 288 / 384, times 1.25, then the square, no larger than the image."""
+    for folder in ("POSE", "IMG"):
+        (tmp_path / "Val" / folder).mkdir(parents=True)
+    pose = np.zeros((17, 3))
+    pose[1:5, :2] = np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]]) * np.array(extent) / 2
+    np.savetxt(tmp_path / "Val" / "POSE" / "00001.csv", pose, delimiter=",")
+    cv2.imwrite(str(tmp_path / "Val" / "IMG" / "00001.jpg"), np.zeros((1000, 1400, 3), np.uint8))
+    np.savez(tmp_path / "2d.npz", x_img=pose[None, :, :2] + [700, 500], conf=np.ones((1, 17)), skeleton="h36m17")
+    box = h36m_challenge.read(tmp_path, "valid", keypoints="2d.npz").box[0]
+    assert (box[:2] + box[2:]) / 2 == pytest.approx([700, 500], abs=0.01)
+    assert box[2:] - box[:2] == pytest.approx([expected] * 2, abs=1)
+
+
+def published_cache(root: Path, ann, x: np.ndarray, boxes: np.ndarray) -> Path:
+    """What Integral's program leaves of x (N,17,2) px and boxes (N,4) center_x center_y width height: 18 joints, mm, px."""
+    folder = root / "cache" / "HM36_eccv_challenge_Val_cache"
+    folder.mkdir(parents=True)
+    X = np.concatenate([ann.X_world, ann.X_world[:, 11:12]], 1)
+    joints = np.concatenate([x, x[:, 11:12]], 1)
+    records = []
+    for i in range(len(ann)):
+        box = dict(zip(("center_x", "center_y", "width", "height"), boxes[i].tolist(), strict=True))
+        both = {"joints_3d": np.concatenate([joints[i], X[i, :, 2:]], 1), "joints_3d_relative": X[i], "joints_3d_vis": np.ones((18, 3))}
+        records.append({"image": "somewhere.jpg", "bone_len": 4500.0, "flip_pairs": np.array([[3, 6]])} | both | box)
+    path = folder / "HM36_eccv_challenge_Val_w288xh384_keypoint_jnt_bbox_db.pkl"
+    path.write_bytes(pickle.dumps(records, protocol=2))
+    return path
+
+
+def test_the_published_cache_has_poses_2d_joints_and_boxes(root):
+    ann = h36m_challenge.read(root, "valid")
+    turned = np.exp(0.2j) * 0.03 * (ann.X_world[..., 0] + 1j * ann.X_world[..., 1]) + (30 + 20j)
+    x = np.stack([turned.real, turned.imag], -1)
+    boxes = np.array([[30.0, 20.0, 30.0, 40.0], [31.0, 22.0, 90.0, 50.0]] * 4)
+    path = published_cache(root, ann, x, boxes)
+    shutil.rmtree(root / "Val" / "POSE")
+    got = load("h36m_challenge", root, "valid", {"cache": "cache"})
+    assert np.allclose(got.X_world, ann.X_world, atol=1e-3) and np.array_equal(got.images, ann.images)
+    assert np.allclose(got.x_img, x, atol=1e-3) and (got.conf == 1).all()
+    assert got.box[:2].tolist() == [[10, 0, 50, 40], [31 - 32, 22 - 32, 31 + 32, 22 + 32]]  # the second at most as large as the image
+    assert np.allclose(seen(got), x, atol=0.2)
+    cameras = got.cameras
+    px_per_mm = cameras.K[:, 0, 0] / cameras.t[:, 2]
+    assert np.allclose(px_per_mm, 0.03, atol=1e-6)  # so that depth, in px as in the cache, is 0.03 z
+    with pytest.raises(DataError, match="leave one of the two out"):
+        h36m_challenge.read(root, "valid", keypoints="2d.npz", cache="cache")
+    records = pickle.loads(path.read_bytes())
+    for wrong, message in (
+        ([], "of no records"),
+        ([{**records[0], "joints_3d": np.zeros((17, 3))}], r"joints_3d has shape \(1, 17, 3\)"),
+        ([{k: v for k, v in records[0].items() if k != "width"}], "do not all have .*width"),
+        ([3], "do not all have"),
+    ):
+        path.write_bytes(pickle.dumps(wrong, protocol=2))
+        with pytest.raises(DataError, match=message):
+            h36m_challenge.read(root, "valid", cache="cache")
 
 
 @pytest.mark.filterwarnings("ignore:loadtxt")

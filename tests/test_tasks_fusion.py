@@ -8,7 +8,7 @@ from torch import nn
 from lib import skeleton as skeletons
 from lib.config import defaults
 from lib.dataset.annotations import without_3d
-from lib.errors import ConfigError
+from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
 from lib.geometry.heatmap import render_heatmaps
 from lib.geometry.weak_perspective import BONE_SUM_MM, H36M_BONES, bone_lengths, bone_sum, mpii_from_h36m
@@ -311,6 +311,18 @@ def test_the_published_rule_lays_human36m_over_mpii_as_the_release_did(ann, tmp_
         assert table.skeleton == "mpii16"
         assert np.array_equal(table.X_world[:, MPII.index("thorax")], ann.X_world[:, H36M.index(middle)])
         assert np.array_equal(table.x_img[:, MPII.index("upper_neck")], ann.x_img[:, H36M.index("thorax")]) == (neck is not None)
+
+
+def test_3d_labels_without_2d_ones_are_left_out(ann, tmp_path, monkeypatch):
+    """They would only say that there is nobody, or, as a whole set, nothing at all."""
+    conf = ann.conf.copy()
+    conf[3] = 0
+    patched(monkeypatch, tiny_dataset.replace(ann, conf=conf))
+    kept = task_of(tmp_path).train_data()["train"].ann
+    assert np.array_equal(kept.x_img, np.delete(ann.x_img, 3, 0))
+    patched(monkeypatch, tiny_dataset.replace(ann, conf=0 * conf))
+    with pytest.raises(DataError, match="none of the 24 observations of train.* keypoints or cache"):
+        task_of(tmp_path).train_data()
 
 
 def test_2d_sets_are_judged_in_the_joints_of_the_network(ann, tmp_path, monkeypatch):

@@ -119,6 +119,7 @@ class FusionTask(IntegralTask):
         if f.SUBJECTS or f.VIEWS:
             ann, others = strong_and_weak(ann, f.SUBJECTS, f.VIEWS)
             weak = [(others, cfg)] * bool(len(others)) + weak
+        ann = self._with_2d(ann)
         if self.has_depth and not f.BONE_SUM_MM:
             self._measure(ann)
         strong = self.crops(ann, train=True)
@@ -138,6 +139,19 @@ class FusionTask(IntegralTask):
         taken = mpii_from_h36m(torch.arange(ann.num_joints)[:, None])[:, 0].numpy()
         fields = {name: getattr(ann, name)[:, taken] for name in ("X_world", "X_valid", "x_img", "conf", "visible")}
         return dataclasses.replace(ann, skeleton=self.skeleton, **fields)
+
+    def _with_2d(self, ann: Annotations) -> Annotations:
+        """The observations whose joints are labelled in the image: without, nothing says where depth is to be read."""
+        labelled = (ann.conf > 0).any(1)
+        if labelled.all():
+            return ann
+        if not labelled.any():
+            raise DataError(
+                f"none of the {len(ann)} observations of {self.cfg.DATASET.TRAIN_SET} has 2D labels, expected them beside the 3D ones; "
+                "name a file of 2D joints in DATASET.OPTIONS (h36m_challenge: keypoints or cache), or train on other data"
+            )
+        log.info("%d of %d training observations have no 2D labels and are left out", (~labelled).sum(), len(ann))
+        return ann.select(labelled)
 
     def _judged(self, **options) -> Annotations:
         """In the joints of the poses, if there are any; in 2D the network's own joints are judged."""

@@ -6,7 +6,10 @@
 No camera, action or subject is known, nor where the person is in the image. The table gives every image a camera of its own, so far
 away that its picture is a scaled parallel projection. With `keypoints` (2D joints of a network trained on MPII) the pose is laid over
 them by the best scaling, turn and shift, as Integral does, and gives the 2D labels. Without, the pose is placed in the middle of the
-image so that it fills 1/1.25 of the shorter side; then the 2D joints have confidence 0 and only the pose is a label.
+image so that it fills 1/1.25 of the shorter side; then the 2D joints have confidence 0 and only the pose is a label. With `cache` all of it
+is read from the files that Integral's program left, and that later programs share:
+
+<cache>/HM36_eccv_challenge_{Train,Val}_cache/HM36_eccv_challenge_{Train,Val}_w288xh384_keypoint_jnt_bbox_db.pkl
 """
 
 import os
@@ -16,28 +19,35 @@ from pathlib import Path
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, widened
 from lib.dataset.formats.files import findings, image_size, part_folder, write_images
 from lib.errors import MALFORMED, ConfigError, DataError
 from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
+from lib.unpickle import load as load_pickle
 
 SKELETON = "h36m17"
 SPLITS = {"train": "Train", "valid": "Val", "test": "Test"}
 MARGIN = 1.25  # side of the box over the extent of the pose
+ASPECT = 288 / 384  # width over height that Integral widens boxes to before that; the square about them is what is cropped
+CACHE = "HM36_eccv_challenge_{0}_cache/HM36_eccv_challenge_{0}_w288xh384_keypoint_jnt_bbox_db.pkl"
+CACHED = {"joints_3d": (18, 3), "joints_3d_vis": (18, 3), "joints_3d_relative": (18, 3)}  # the last row is none of the 17 joints
+CACHED_BOX = ("center_x", "center_y", "width", "height")
 FAR = 100.0  # focal length of the assumed cameras in sides of the image
 SIDE_PX = 1000.0  # of images that are not there, as Human3.6M has them
 LEAST_JOINTS = 3  # 2D joints that place a pose
 MIN_CONF = 0.2  # of a 2D joint that counts
 
 
-def read(root: str | Path, split: str, keypoints: str = "") -> Annotations:
+def read(root: str | Path, split: str, keypoints: str = "", cache: str = "") -> Annotations:
     """One split.
 
     Args:
         root: folder with Train, Val and Test.
         split: train, valid or test (which has images only: no poses, boxes of the whole image).
         keypoints: .npz with 2D joints of all images in order, relative to the root: `x_img` (N,J,2) px, `conf` (N,J), `skeleton` (name);
+            "{split}" in its name stands for the split; "" = none.
+        cache: folder of the cache above, relative to the root; poses, 2D joints and boxes are those of its file, POSE is not read;
             "" = none.
 
     Raises:
@@ -47,27 +57,38 @@ def read(root: str | Path, split: str, keypoints: str = "") -> Annotations:
     if split not in SPLITS:
         raise DataError(f"split {split!r} is not one of {', '.join(SPLITS)}; set DATASET.TRAIN_SET and TEST_SET to one of them")
     folder, posed = root / SPLITS[split], split != "test"
+    if cache and posed:
+        if keypoints:
+            raise DataError("keypoints and cache: both hold 2D joints; leave one of the two out of DATASET.OPTIONS")
+        return _cached(root, root / cache / CACHE.format(SPLITS[split]), split)
     numbers = _numbers(folder / "POSE", ".csv") if posed else _numbers(folder / "IMG", ".jpg")
-    images = [f"{SPLITS[split]}/IMG/{number}.jpg" for number in numbers]
-    n, size = len(numbers), np.array([image_size(root / name) for name in images], np.float64)
+    n, size = len(numbers), _sizes(root, split, numbers)
     J = skeletons.get(SKELETON).num
     X = np.stack([_pose(folder / "POSE" / f"{number}.csv") for number in numbers]) if posed else np.zeros((0, J, 3))
     x_img, conf, box = np.zeros((n, J, 2)), np.zeros((n, J)), np.concatenate([-0.5 + 0 * size, size - 0.5], 1)
     box[(size <= 0).any(1)] = np.nan
     cameras = Cameras.make(np.zeros((0, 3, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3)), np.zeros((0, 5)), np.zeros((0, 2)))
     if posed:
-        side = np.where((size > 0).all(1, keepdims=True), size, SIDE_PX)
+        side, found = _assumed(size), np.zeros(n, bool)
         scale, shift = in_the_middle(X, side)
         if keypoints:
-            scale, shift, found = _laid_over(root / keypoints, X, n, scale, shift)
+            scale, shift, found = _laid_over(root / keypoints.replace("{split}", split), X, n, scale, shift)
             conf[found] = 1
         # Complex numbers are points of the image: `scale` turns and enlarges (px per mm), `shift` is where the root lies.
         placed = scale[:, None] * _complex(X) + shift[:, None]
         x_img = np.stack([placed.real, placed.imag], -1)
         low, high = x_img.min(1), x_img.max(1)
-        half = MARGIN / 2 * (high - low).max(1, keepdims=True)
-        box = np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half], 1)
+        wide = widened(np.concatenate([low, high], 1), ASPECT, MARGIN)
+        box = _squares((low + high) / 2, np.where(found, np.minimum((wide[:, 2:] - wide[:, :2]).max(1), side.max(1)), side.min(1)))
         cameras = far_cameras(scale, shift, FAR * side.max(1), size)
+    return _table(split, numbers, X, x_img, conf, box, cameras).check(f"{root} ({split})")
+
+
+def _table(
+    split: str, numbers: list[str], X: np.ndarray, x_img: np.ndarray, conf: np.ndarray, box: np.ndarray, cameras: Cameras
+) -> Annotations:
+    """The rows of all images; without cameras, those of images alone."""
+    n = len(numbers)
     row = np.arange(n, dtype=np.int32)
     return Annotations(
         skeleton=SKELETON,
@@ -79,17 +100,64 @@ def read(root: str | Path, split: str, keypoints: str = "") -> Annotations:
         view=np.zeros(n, np.int32),
         person=np.zeros(n, np.int32),
         image=row,
-        camera=row if posed else np.full(n, -1, np.int32),
-        pose=row if posed else np.full(n, -1, np.int32),
+        camera=row if len(cameras) else np.full(n, -1, np.int32),
+        pose=row if len(X) else np.full(n, -1, np.int32),
         x_img=x_img.astype(np.float32),
         conf=conf.astype(np.float32),
         visible=conf > 0,
         box=box.astype(np.float32),
-        images=np.array(images, dtype=bytes),
+        images=np.array([_image(split, number) for number in numbers], dtype=bytes),
         subjects=np.array([b"unknown"]),
         actions=np.array([b"unknown"]),
         subactions=np.array([b""]),
-    ).check(f"{root} ({split})")
+    )
+
+
+def _image(split: str, number: str) -> str:
+    return f"{SPLITS[split]}/IMG/{number}.jpg"
+
+
+def _sizes(root: Path, split: str, numbers: list[str]) -> np.ndarray:
+    """Width and height of the images in px, 0 0 where they are not there.   -> (N,2)"""
+    return np.array([image_size(root / _image(split, number)) for number in numbers], np.float64)
+
+
+def _assumed(size: np.ndarray) -> np.ndarray:
+    """The same with the usual size for images that are not there."""
+    return np.where((size > 0).all(1, keepdims=True), size, SIDE_PX)
+
+
+def _squares(center: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """center (N,2), side (N,) px -> boxes (N,4)"""
+    return np.concatenate([center - side[:, None] / 2, center + side[:, None] / 2], 1)
+
+
+def _cached(root: Path, path: Path, split: str) -> Annotations:
+    """A split from the file of Integral's program: record i is image i + 1."""
+    records = load_pickle(path)
+    if not isinstance(records, list) or not records:
+        raise DataError(f"{path}: holds {type(records).__name__} of no records, expected a list with one for each image; get it again")
+    try:
+        fields = {name: np.array([record[name] for record in records], np.float64) for name in (*CACHED, *CACHED_BOX)}
+    except (KeyError, *MALFORMED) as error:
+        raise DataError(f"{path}: its records do not all have {', '.join((*CACHED, *CACHED_BOX))} ({error}); get the file again") from None
+    n = len(records)
+    for name, value in fields.items():
+        if value.shape != (n, *CACHED.get(name, ())) or not np.isfinite(value).all():
+            raise DataError(f"{path}: {name} has shape {value.shape}, expected finite {(n, *CACHED.get(name, ()))}; get the file again")
+    J = skeletons.get(SKELETON).num
+    joints, vis, X = (fields[name][:, :J] for name in CACHED)
+    center_x, center_y, width, height = (fields[name] for name in CACHED_BOX)
+    numbers = [f"{i + 1:05d}" for i in range(n)]
+    size = _sizes(root, split, numbers)
+    side = _assumed(size)
+    x_img, conf = joints[..., :2], (vis[..., 0] > 0).astype(np.float64)
+    scale, shift, found = _fitted(X, x_img, np.ones((n, J)))
+    if not found.all():
+        raise DataError(f"{path}: the 2D joints of record {int(found.argmin())} all lie in one place; get the file again")
+    box = _squares(np.stack([center_x, center_y], 1), np.minimum(np.maximum(width, height), side.max(1)))
+    cameras = far_cameras(scale, shift, FAR * side.max(1), size)
+    return _table(split, numbers, X, x_img, conf, box, cameras).check(str(path))
 
 
 def _complex(x: np.ndarray) -> np.ndarray:
@@ -138,6 +206,12 @@ def _laid_over(
     if x_img.shape != (n, J, 2) or conf.shape != (n, J):
         raise DataError(f"{path}: x_img has shape {x_img.shape} and conf {conf.shape}, expected {(n, J, 2)} and {(n, J)} for {name}")
     weight = np.where((conf > MIN_CONF) & common & np.isfinite(x_img).all(-1), conf, 0)
+    fitted, offset, found = _fitted(pose, x_img, weight)
+    return np.where(found, fitted, scale), np.where(found, offset, shift), found
+
+
+def _fitted(pose: np.ndarray, x_img: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares from poses (N,J,3) to 2D joints (N,J,2), weighted (N,J).   -> scale (N,), shift (N,), where there is one (N,)"""
     found = (weight > 0).sum(1) >= LEAST_JOINTS
     total = np.maximum(weight.sum(1), 1e-9)
     p, q = _complex(pose), _complex(np.where(weight[..., None] > 0, x_img, 0))
@@ -145,7 +219,7 @@ def _laid_over(
     p, q = p - p0[:, None], q - q0[:, None]
     fitted = (weight * p.conj() * q).sum(1) / np.maximum((weight * np.abs(p) ** 2).sum(1), 1e-9)
     found &= np.abs(fitted) > 1e-6
-    return np.where(found, fitted, scale), np.where(found, q0 - fitted * p0, shift), found
+    return fitted, q0 - fitted * p0, found
 
 
 def far_cameras(scale: np.ndarray, shift: np.ndarray, focal: np.ndarray, size: np.ndarray) -> Cameras:
