@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import cv2
 import numpy as np
 import pytest
 import scipy.io
@@ -88,6 +89,43 @@ def test_crops_are_as_wide_as_the_network_asks_and_no_wider(real, shape, size):
     raw[0]["joints"] = [[101, 51 + 16 * k] for k in range(16)]  # one above the other
     rewrite(real, raw[:1], "train")
     assert mpii.check(real, "train") == []
+
+
+def test_published_boxes_equal_the_release(tmp_path):
+    """And joints lie in them where its program saw them."""
+    z = golden("weakly_supervised", "geometry_targets")
+    vis = (z["mpii_joints"] > 0).any(1)
+    record = {"image": "a.png", "center": z["mpii_center"].tolist(), "scale": float(z["mpii_scale"])}
+    record |= {"joints": z["mpii_joints"].tolist(), "joints_vis": vis.astype(int).tolist()}
+    for folder in ("annot", "images"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), z["image"])
+    rewrite(tmp_path, [record, record | {"scale": 2.0}], "train")
+    ann = load("mpii", tmp_path, "train", {"box": "published"})
+    np.testing.assert_allclose((ann.box[0, :2] + ann.box[0, 2:]) / 2, z["mpii_meta_center"], rtol=1e-6)
+    np.testing.assert_allclose(ann.box[0, 2:] - ann.box[0, :2], z["mpii_meta_scale"], rtol=1e-6)
+    np.testing.assert_allclose(ann.box[1], [95 - 100, 101 - 100, 95 + 100, 101 + 100])  # not 500 px: the image has 200
+    crop = CropSamples(ann, tmp_path, ImageSpec((64, 64)))[0]
+    cells = crop["x_patch"][:, :2].numpy()
+    there = vis & (cells >= 0).all(1)
+    assert there.sum() > 10 and (cells[there].astype(int) == z["mpii_pts_crop"][there]).all()
+    del record["center"]
+    rewrite(tmp_path, [record], "test")
+    with pytest.raises(DataError, match="record 0 .* no 'center' and 'scale'"):
+        mpii.read(tmp_path, "test", box="published")
+    with pytest.raises(DataError, match="box: 'head' is not one of joints, published"):
+        mpii.read(tmp_path, "test", box="head")
+
+
+def test_the_validation_file_has_two_names(tree):
+    expected = mpii.read(tree, "valid")
+    assert np.isfinite(expected.head_px).all()
+    (tree / "annot" / "valid.json").rename(tree / "annot" / "val.json")
+    for split in ("valid", "val"):
+        ann = mpii.read(tree, split)
+        assert np.array_equal(ann.x_img, expected.x_img) and np.array_equal(ann.head_px, expected.head_px)
+    (tree / "annot" / "val.json").rename(tree / "annot" / "valid.json")
+    assert np.array_equal(mpii.read(tree, "val").head_px, expected.head_px)
 
 
 def test_crops_of_real_records(real):

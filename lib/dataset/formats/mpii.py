@@ -17,7 +17,7 @@ import numpy as np
 
 from lib import skeleton as skeletons
 from lib.dataset.annotations import Annotations, number_within
-from lib.dataset.formats.files import findings, need, no_cameras, place_images
+from lib.dataset.formats.files import findings, image_size, need, no_cameras, place_images
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing
@@ -28,6 +28,9 @@ log = logging.getLogger("parallax")
 SKELETON = "mpii16"
 JOINTS = skeletons.get(SKELETON).num
 SPLITS = ("train", "valid", "trainval", "test")
+ALIASES = {"valid": "val", "val": "valid"}  # programs differ in what they call the file
+BOXES = ("joints", "published")
+DOWN = 15.0  # px for a scale of 1 that published boxes lie below the record's centre, as people reach further down than up from it
 TRUTH = "gt_valid.mat"  # of the split `valid` only
 BOX_MARGIN = 1.25  # the box is this much larger than the extent of the joints, or than the record's own scale says
 SCALE_PX = 200.0  # a record's `scale` counts heights of 200 px
@@ -41,7 +44,7 @@ MAT_JOINTS = {
 }  # fmt: skip
 
 
-def read(root: str | Path, split: str) -> Annotations:
+def read(root: str | Path, split: str, box: str = "joints") -> Annotations:
     """One split; row i is record i of the JSON file.
 
     Boxes are those of the joints, times 1.25, which crops widen to their own shape; a record with fewer than two joints takes `center`
@@ -49,18 +52,25 @@ def read(root: str | Path, split: str) -> Annotations:
 
     Args:
         root: folder that holds annot/ and images/.
-        split: train, valid, trainval, test, or the name of any other JSON file in annot/.
+        split: train, valid (or val; either file will do), trainval, test, or the name of any other JSON file in annot/.
+        box: "joints", or "published" for the rule of Zhou et al.'s release (ICCV 2017): squares of 250 * scale px, at most as long as
+            the image, with their middles 15 * scale px below `center`; joints stay as the files count them, from 1, so that they
+            lie one px right of and below where they are shown.
 
     Raises:
         DataError: no such split, a record that is damaged or has neither joints nor a place, or another order than gt_valid.mat's.
     """
     root = Path(root)
+    if box not in BOXES:
+        raise DataError(f"box: {box!r} is not one of {', '.join(BOXES)}; correct DATASET.OPTIONS")
     path = root / "annot" / f"{split}.json"
+    if split in ALIASES and not path.exists() and path.with_name(f"{ALIASES[split]}.json").exists():
+        path = path.with_name(f"{ALIASES[split]}.json")
     records = _records(path, root, split)
     joints, known = _joints(path, records)
-    box = _boxes(path, records, joints, known)
+    boxes = _boxes(path, records, joints, known) if box == "joints" else _published_boxes(path, records, root)
     head_px = np.full(len(records), np.nan, np.float32)
-    if split == "valid":
+    if split in ALIASES:
         truth = root / "annot" / TRUTH
         if truth.exists():
             joints, known, heads = _truth(truth, path, joints, known)
@@ -68,6 +78,8 @@ def read(root: str | Path, split: str) -> Annotations:
             head_px[head_px <= 0] = np.nan
         else:
             log.warning("%s is missing: there will be no PCKh, which needs its head boxes; it comes with the annotations", truth)
+    if box == "published":
+        joints = joints + 1
     names, image = np.unique([f"images/{record['image']}" for record in records], return_inverse=True)
     count, none = len(records), np.full(len(records), -1, np.int32)
     return Annotations(
@@ -85,7 +97,7 @@ def read(root: str | Path, split: str) -> Annotations:
         x_img=joints.astype(np.float32),
         conf=known.astype(np.float32),
         visible=known,
-        box=box.astype(np.float32),
+        box=boxes.astype(np.float32),
         images=np.array([name.encode() for name in names], dtype=bytes),
         subjects=np.array([b""]),
         actions=np.array([b""]),
@@ -163,6 +175,21 @@ def _boxes(path: Path, records: list[dict], joints: np.ndarray, known: np.ndarra
     extent = np.maximum(high - low, 1.0)  # joints in a line have a box with area, too
     half = np.where(enough[:, None], extent, side[:, None]) * (BOX_MARGIN / 2)
     return np.concatenate([center - half, center + half], -1)
+
+
+def _published_boxes(path: Path, records: list[dict], root: Path) -> np.ndarray:
+    """Boxes (N,4) x0 y0 x1 y1 px by the rule of Zhou et al.'s release. What is longer than its image is cut to the same length."""
+    center, scale = _field(path, records, "center", (2,)), _field(path, records, "scale", ())
+    lost = np.flatnonzero(~(np.isfinite(center).all(-1) & (scale > 0)))
+    if len(lost):
+        i = int(lost[0])
+        raise DataError(f"{path}: record {i} ({records[i]['image']}) has no 'center' and 'scale', which the box needs; set box joints")
+    names, image = np.unique([record["image"] for record in records], return_inverse=True)
+    longest = np.array([max(image_size(root / "images" / name)) for name in names], np.float64)
+    longest[longest == 0] = np.inf  # not there
+    half = np.minimum(BOX_MARGIN * SCALE_PX * scale, longest[image])[:, None] / 2
+    center = center + scale[:, None] * [0, DOWN] - 1
+    return np.concatenate([center - half, center + half], 1)
 
 
 # --------------------------------------------------------------------------------------------------------- gt_valid.mat
