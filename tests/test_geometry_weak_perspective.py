@@ -178,6 +178,16 @@ def test_accuracy_of_maps_equals_the_release():
     assert heatmap_accuracy(maps, maps, beyond=0)[1].isnan().tolist() == [True, False, False]
 
 
+def test_maps_that_are_not_square_are_judged_by_their_height():
+    """Of 48 x 64 cells 0.5 * 64 / 10 = 3.2 cells are right in both axes, by their own sizes 2.4 across."""
+    target = published_maps(torch.tensor([[[20.0, 20.0], [20.0, 20.0], [20.0, 20.0]]]))[..., :48]
+    pred = published_maps(torch.tensor([[[23.0, 20.0], [20.0, 23.0], [24.0, 20.0]]]))[..., :48]
+    right = {axes: heatmap_accuracy(pred, target, axes=axes)[1].tolist() for axes in ("own", "swapped", "height")}
+    assert right == {"own": [0, 1, 0], "swapped": [1, 0, 0], "height": [1, 1, 0]}
+    with pytest.raises(GeometryError, match="axes 'width'"):
+        heatmap_accuracy(pred, target, axes="width")
+
+
 def test_mirrored_maps_equal_the_release():
     z = recorded("metrics_h36m")
     hm = published_maps(z["pred_centers"].float())
@@ -189,7 +199,7 @@ def test_pckh_equals_the_release():
     gt, pred = (z[key].permute(2, 0, 1) for key in ("gt", "pred"))
     size = HEAD_BIAS * (z["headboxes"][1] - z["headboxes"][0]).norm(dim=0)
     valid = ~z["missing"].T.bool()
-    table = pckh_table(pred, gt, size, MPII.joints, valid, equal_joints=True)
+    table = pckh_table(pred, gt, size, MPII.joints, valid, equal_joints=True, strict=True)
     rows = [table[f"pckh_{name}_percent"] for name in ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")]
     np.testing.assert_allclose(rows, z["rows"], rtol=1e-9)
     assert table["pckh_percent"] == pytest.approx(float(z["mean"]), rel=1e-9)

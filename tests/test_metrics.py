@@ -11,7 +11,7 @@ import torch
 from lib.config import defaults
 from lib.engine import run_dir
 from lib.errors import ConfigError, DataError, GeometryError, RunError
-from lib.metrics import METRICS, Keypoint2DEvaluator, PoseEvaluator, Report, pose
+from lib.metrics import METRICS, Keypoint2DEvaluator, PCKhEvaluator, PoseEvaluator, Report, pose
 from lib.metrics.keypoints import HEAD_BIAS, heatmap_accuracy, pckh, pckh_table
 from lib.metrics.pose import aligned_joint_errors, axis_errors, joint_errors, joint_set, mpjpe, n_mpjpe, pa_mpjpe
 from lib.metrics.procrustes import procrustes
@@ -251,10 +251,25 @@ def test_pckh_table_equals_the_release():
         pckh(pred, gt, size[:5])
 
 
+def test_a_joint_at_half_a_head_counts_unless_strict():
+    gt, size = torch.zeros(1, 16, 2), torch.tensor([10.0])
+    pred = torch.zeros(1, 16, 2)
+    pred[0, :3, 0] = torch.tensor([4.9, 5.0, 5.1])
+    assert pckh(pred, gt, size)[0, :3].tolist() == [1, 1, 0]
+    assert pckh(pred, gt, size, strict=True)[0, :3].tolist() == [1, 0, 0]
+    percent = []
+    batch = {"id": torch.zeros(1, dtype=torch.int64), "x_img": gt, "conf": torch.ones(1, 16), "image": torch.zeros(1, 3, 8, 8)}
+    for strict in (False, True):
+        evaluator = PCKhEvaluator("mpii16", size.numpy(), strict=strict)
+        evaluator.update({"x_img": pred}, batch | {"patch_from_img": torch.eye(3)[None, :2]})
+        percent.append(evaluator.compute().metrics["pckh_percent"])
+    assert percent == pytest.approx([100 * 13 / 14, 100 * 12 / 14])
+
+
 def test_heatmap_accuracy_equals_the_release():
     z = golden("epipolarpose", "heatmap_pckh")
     pred, target = torch.from_numpy(z["heatmaps"]), torch.from_numpy(z["acc_target"])
-    mean, per_joint = heatmap_accuracy(pred, target, legacy_axes=True)
+    mean, per_joint = heatmap_accuracy(pred, target, axes="swapped")
     assert mean.item() == pytest.approx(float(z["acc_avg"]), rel=1e-6)
     assert int((~per_joint.isnan()).sum()) == int(z["acc_cnt"])
     recorded = torch.from_numpy(z["acc"])[1:]

@@ -337,6 +337,7 @@ class PCKhEvaluator(Keypoint2DEvaluator):
     Args:
         head_px: (N,) px by id, NaN where unknown; such samples count in the other numbers only.
         variants: "standard", and "reference" for EpipolarPose's release, whose Mean@0.1 is taken at 0.11.
+        strict: see lib.metrics.keypoints.pckh.
     """
 
     def __init__(
@@ -345,11 +346,12 @@ class PCKhEvaluator(Keypoint2DEvaluator):
         head_px: np.ndarray,
         actions: Sequence[str] | None = None,
         variants: Sequence[str] = ("standard",),
+        strict: bool = False,
     ):
         super().__init__(skeleton, actions)
         for variant in variants:
             resolve(dict.fromkeys(VARIANTS), variant, key="evaluator variant")
-        self.head_px, self.variants = torch.as_tensor(head_px), tuple(variants)
+        self.head_px, self.variants, self.strict = torch.as_tensor(head_px), tuple(variants), strict
 
     def compute(self) -> Report:
         """MPII's columns first, Head to Ankle, Mean (pckh_percent) and Mean@0.1 (pckh_at10_percent); then the base's."""
@@ -357,10 +359,10 @@ class PCKhEvaluator(Keypoint2DEvaluator):
         head = self.head_px[rows["id"]]
         known = head.isfinite()
         truth = rows["pred"][known], rows["gt"][known], head[known]
-        table = pckh_table(*truth, self.skeleton.joints, rows["valid"][known])
+        table = pckh_table(*truth, self.skeleton.joints, rows["valid"][known], strict=self.strict)
         if "reference" not in self.variants:
             table = {key: value for key, value in table.items() if key != "pckh_at11_percent"}
-        hits = 100 * pckh(*truth, rows["valid"][known])
+        hits = 100 * pckh(*truth, rows["valid"][known], strict=self.strict)
         return Report(
             metrics={key: value for key, value in table.items() if np.isfinite(value)} | report.metrics,
             per_joint={"pckh_percent": self._per_joint(hits)} | report.per_joint,

@@ -20,8 +20,11 @@ def pckh(
     head_size: Tensor,  # (N,) px
     valid: Tensor | None = None,  # (N,J)
     threshold: float = PCKH,
+    strict: bool = False,
 ) -> Tensor:  # (N,J)
     """1 where a joint lies within threshold * head_size of the truth, 0 where not, NaN where there is no truth.
+
+    Right at that distance it counts (EpipolarPose's release), or with `strict` does not (Zhou et al., ICCV 2017).
 
     Raises:
         GeometryError: shapes do not fit.
@@ -32,12 +35,18 @@ def pckh(
             "expected (N, J, 2), the same, and (N,)"
         )
     error = (pred.double() - gt.double()).norm(dim=-1) / head_size.double()[:, None]
-    hits = (error <= threshold).double()
+    hits = (error < threshold if strict else error <= threshold).double()
     return hits if valid is None else hits.masked_fill(~valid.bool(), torch.nan)
 
 
 def pckh_table(
-    pred: Tensor, gt: Tensor, head_size: Tensor, joints: Sequence[str], valid: Tensor | None = None, equal_joints: bool = False
+    pred: Tensor,
+    gt: Tensor,
+    head_size: Tensor,
+    joints: Sequence[str],
+    valid: Tensor | None = None,
+    equal_joints: bool = False,
+    strict: bool = False,
 ) -> dict[str, float]:
     """MPII's table in percent: groups (left and right averaged), Mean and Mean@0.1 (and the release's Mean@0.11).
 
@@ -46,9 +55,10 @@ def pckh_table(
     Args:
         joints: names of the J joints.
         equal_joints: all joints have the same weight in the means, however often they are annotated.
+        strict: see `pckh`.
     """
     joints = list(joints)
-    hits = pckh(pred, gt, head_size, valid)
+    hits = pckh(pred, gt, head_size, valid, strict=strict)
     per_joint = 100 * hits.nanmean(0)
     table = {}
     for group in _GROUPS:
@@ -58,7 +68,7 @@ def pckh_table(
     counted = [k for k, joint in enumerate(joints) if joint not in _NOT_IN_MEAN]
     table["pckh_percent"] = 100 * _mean(hits[:, counted], equal_joints)
     for limit in (0.1, LEGACY_MEAN_AT):
-        close = pckh(pred, gt, head_size, valid, limit)[:, counted]
+        close = pckh(pred, gt, head_size, valid, limit, strict)[:, counted]
         table[f"pckh_at{limit:.2f}".replace("0.", "") + "_percent"] = 100 * _mean(close, equal_joints)
     return table
 
@@ -71,7 +81,7 @@ def heatmap_accuracy(
     pred: Tensor,  # (B,J,h,w)
     target: Tensor,  # (B,J,h,w)
     threshold: float = 0.5,
-    legacy_axes: bool = False,
+    axes: str = "own",
     joints: Sequence[int] | None = None,
     beyond: int = 1,
     legacy_rows: bool = False,
@@ -80,18 +90,22 @@ def heatmap_accuracy(
 
     Targets whose peak is not beyond cell `beyond` in both axes do not count (EpipolarPose: 1; Zhou et al., ICCV 2017: 0); a
     joint without any gets NaN and is left out of the mean, and so are all but `joints` (indices; default all).
-    `legacy_axes` divides x by the height and y by the width, as EpipolarPose's release does (equal for square maps).
+    The map size is, by `axes`, "own": the width for x and the height for y; "swapped": the other one, as in EpipolarPose's release;
+    "height": the height for both, as in Zhou et al.'s. All are equal for square maps.
     `legacy_rows` adds x / width to y, as Zhou et al.'s release does under Python 3.
 
     Raises:
-        GeometryError: shapes differ.
+        GeometryError: shapes differ, or axes is another word.
     """
     if pred.shape != target.shape or pred.ndim != 4:
         raise GeometryError(
             f"heatmap accuracy: pred {tuple(pred.shape)}, target {tuple(target.shape)}; expected the same (B, J, h, w)"
         )
     height, width = pred.shape[-2:]
-    size = pred.new_tensor((height, width) if legacy_axes else (width, height), dtype=torch.float64) / 10
+    sizes = {"own": (width, height), "swapped": (height, width), "height": (height, height)}
+    if axes not in sizes:
+        raise GeometryError(f"heatmap accuracy: axes {axes!r} is not one of {', '.join(sizes)}")
+    size = pred.new_tensor(sizes[axes], dtype=torch.float64) / 10
     x_pred, x_target = _peak(pred, legacy_rows), _peak(target, legacy_rows)
     counts = (x_target > beyond).all(-1)
     hits = (((x_pred - x_target) / size).norm(dim=-1) < threshold).double().masked_fill(~counts, torch.nan)

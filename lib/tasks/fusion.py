@@ -57,6 +57,7 @@ class FusionTask(IntegralTask):
 
     sections = (*IntegralTask.sections, "FUSION")
     corrections = ("off",)
+    strict_pckh = True  # as in Zhou et al.'s release
 
     def _network(self) -> nn.Module:
         cfg, extra, f = self.cfg, self.cfg.MODEL.EXTRA, self.cfg.FUSION

@@ -110,6 +110,7 @@ class IntegralTask(Task):
     sections = ("DATASET", "MODEL", "LOSS", "TRAIN", "TEST", "DEBUG", "SYNTH", "CORRECTION")
     corrections = ("off", "camera")
     auto_key = "mpjpe_mm"  # what TEST.KEY auto means in 3D
+    strict_pckh = False  # as in EpipolarPose's release
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -275,7 +276,7 @@ class IntegralTask(Task):
         actions = [ann.action(row) for row in range(len(ann))] if any(ann.actions) else None
         if not self._has_poses(ann):
             if np.isfinite(ann.head_px).any():
-                return PCKhEvaluator(self.pose_skeleton, ann.head_px, actions, test.VARIANTS)
+                return PCKhEvaluator(self.pose_skeleton, ann.head_px, actions, test.VARIANTS, self.strict_pckh)
             return Keypoint2DEvaluator(self.pose_skeleton, actions)
         layout = resolve(FORMATS, self.cfg.DATASET.DATASET, key="DATASET.DATASET")
         if hasattr(layout, "evaluator"):
