@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.dataset.chunks import ChunkSamples, TrackSamples, Windows
-from lib.dataset.loader import Key, StepSampler, make_loader
+from lib.dataset.loader import Key, StepSampler, make_loader, steps_per_epoch
 from lib.dataset.tracks import Tracks, concat, from_annotations, hashed_number
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
@@ -206,6 +206,17 @@ def test_the_reference_order_continues_over_epochs_and_can_be_asked_again():
     loader = make_loader(data, 16, workers=3, num_steps=6)
     sizes = [len(batch["id"]) for batch in loader]
     assert loader.num_workers == 0 and sizes == [16, 16, 8, 16, 16, 8]
+
+
+def test_a_single_last_window_joins_the_batch_before():
+    """Batch norms cannot be trained on one value; every window of the epoch is still seen once, in the published order."""
+    data = ChunkSamples(tracks(), order="reference")  # 40 windows
+    batches = [batch["id"].tolist() for batch in make_loader(data, 13, num_steps=6)]
+    assert [len(ids) for ids in batches] == [13, 13, 14] * 2 and steps_per_epoch(40, 13, data.least) == 3
+    assert [i for ids in batches[:3] for i in ids] == data.order(0).tolist() and sum(batches[3:], []) == data.order(1).tolist()
+    longer = ChunkSamples(tracks((4, 5, 6, 5)), chunk=4, flip=False, order="reference")  # of several frames each
+    sizes = [len(batch["id"]) for batch in make_loader(longer, 3, num_steps=3)]
+    assert len(longer) == 7 and sizes == [3, 3, 1]
 
 
 # ------------------------------------------------------------------------------------- tracks

@@ -97,7 +97,8 @@ class ChunkSamples(Dataset):
 
     Args:
         features: numbers per keypoint that are kept.
-        order: "seeded", or "reference" for VideoPose3D's sequence of permutations, whose last batch of an epoch is not filled up.
+        order: "seeded", or "reference" for VideoPose3D's sequence of permutations, whose last batch of an epoch is not filled up; one
+            window of one frame, whose batch norms have nothing to average, joins the batch before.
         seed: of the order "reference".
         device: where the tables lie, and with them the batches.
 
@@ -141,6 +142,7 @@ class ChunkSamples(Dataset):
             plain = screen_cameras(tracks.observing())
             self.cameras = Cameras.cat([plain, mirrored(plain)]).to(torch.float32).to(device)
         self.ragged = order == "reference"
+        self.least = 2 if self.ragged and chunk == 1 else 1
         self._seed, self._drawn = seed, (np.random.RandomState(seed), -1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:

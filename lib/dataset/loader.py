@@ -46,6 +46,7 @@ class StepSampler(Sampler[list[Key]]):
     Args:
         order: the samples of an epoch in their order, instead of a permutation drawn from seed and epoch.
         ragged: the last batch of an epoch is smaller instead of being filled up; one process only.
+        least: samples of a ragged last batch; fewer join the batch before.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StepSampler(Sampler[list[Key]]):
         shuffle: bool = True,
         order: Callable[[int], np.ndarray] | None = None,
         ragged: bool = False,
+        least: int = 1,
     ):
         if not 0 <= rank < world:
             raise DataError(f"loader: rank {rank} of {world}, expected 0 <= rank < {world}")
@@ -68,7 +70,7 @@ class StepSampler(Sampler[list[Key]]):
         check_batch(n, batch_size, world)
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
         self.start_step, self.num_steps, self.shuffle = start_step, num_steps, shuffle
-        self.given_order, self.ragged = order, ragged
+        self.given_order, self.ragged, self.least = order, ragged, least
 
     def __len__(self) -> int:
         if self.num_steps is None:
@@ -83,21 +85,22 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         total = self.batch_size * self.world
-        per_epoch = steps_per_epoch(self.n, total)
+        per_epoch = steps_per_epoch(self.n, total, self.least)
         step, epoch, order = self.start_step, -1, None
         while self.num_steps is None or step < self.start_step + self.num_steps:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 order = self.order(epoch)
             first = (step % per_epoch) * total + self.rank * self.batch_size
-            places = np.arange(first, min(first + self.batch_size, self.n) if self.ragged else first + self.batch_size) % self.n
+            ends = self.ragged and (step + 1) % per_epoch == 0
+            places = np.arange(first, self.n if ends else first + self.batch_size) % self.n
             yield [Key(index, epoch) for index in order[places].tolist()]
             step += 1
 
 
-def steps_per_epoch(n: int, global_batch: int) -> int:
-    """Steps after which every one of n samples was seen."""
-    return -(-n // global_batch)
+def steps_per_epoch(n: int, global_batch: int, least: int = 1) -> int:
+    """Steps after which every one of n samples was seen; a rest of less than `least` has no step of its own."""
+    return -(-n // global_batch) - (0 < n % global_batch < least)
 
 
 class Loader(DataLoader):
@@ -155,15 +158,15 @@ def make_loader(
 ) -> DataLoader:
     """Training batches from step `start_step` on.
 
-    A dataset may have attributes that change how it is read: `in_process`, its batches are made without worker processes; `ragged`
-    and then `order`, see StepSampler.
+    A dataset may have attributes that change how it is read: `in_process`, its batches are made without worker processes; `ragged`,
+    and then `order` and `least`, see StepSampler.
 
     Raises:
         DataError: an empty training set, or one smaller than a single global batch (nearly always a mistake).
     """
     ragged = getattr(dataset, "ragged", False)
-    own_order = dataset.order if ragged else None
-    sampler = StepSampler(len(dataset), batch_size, seed, start_step, num_steps, rank, world, shuffle, own_order, ragged)
+    own_order, least = (dataset.order, dataset.least) if ragged else (None, 1)
+    sampler = StepSampler(len(dataset), batch_size, seed, start_step, num_steps, rank, world, shuffle, own_order, ragged, least)
     return _loader(dataset, sampler, workers, pin)
 
 

@@ -285,7 +285,8 @@ class Trainer:
         for dataset in self.train_sets.values():  # now, not when the loader starts: a run that cannot begin leaves no folder
             check_batch(len(dataset), per_process, self.world.size)
         self.global_batch = per_process * self.world.size
-        self.steps_per_epoch = steps_per_epoch(len(next(iter(self.train_sets.values()))), self.global_batch)
+        first = next(iter(self.train_sets.values()))
+        self.steps_per_epoch = steps_per_epoch(len(first), self.global_batch, getattr(first, "least", 1))
         self.step, self.total_steps = cfg.TRAIN.BEGIN_EPOCH * self.steps_per_epoch, self._last_step()
         if self.step < self.total_steps:
             self.evaluated_step = self.step  # the first weights need no judgement
