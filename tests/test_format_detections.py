@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lib import skeleton as skeletons
-from lib.dataset.formats import detections, keypoints_npz
+from lib.dataset.formats import detections, h36m, keypoints_npz
 from lib.dataset.formats.detections import convert, interpolate, people, read_video
 from lib.dataset.formats.detector_files import read_detections
 from lib.errors import DataError, ParallaxError
@@ -84,8 +84,8 @@ def test_six_rows_are_the_finer_place_and_a_miss_repeats_the_pose():
 def test_metadata_is_inferred_from_the_name_as_published():
     table = golden_json("videopose3d", "custom_detections")["metadata_inference"]
     for name, expected in table.items():
-        assert detections.metadata(detections.layout_of(name)) == expected
-    assert detections.layout_of("mine") is None
+        assert detections.metadata(keypoints_npz.layout_of(name)) == expected
+    assert keypoints_npz.layout_of("mine") == ""
     with pytest.raises(DataError, match="cannot hold the joints of body25b"):
         detections.metadata("body25b")
 
@@ -345,7 +345,7 @@ def detectron(path, frames, rows=6, count=17):
 
 def test_sequences_of_h36m_become_an_archive(tmp_path, capsys):
     root = tmp_path / "detections"
-    for c, camera in enumerate(detections.H36M_CAMERAS):
+    for c, camera in enumerate(h36m.CAMERA_IDS):
         detectron(root / "S1" / f"TakingPhoto_1.{camera}.mp4.npz", 4 + c)
         detectron(root / "S11" / f"Directions.{camera}.mp4.npz", 3)
         detectron(root / "S11" / f"Walking.{camera}.mp4.npz", 3, rows=4)
@@ -361,7 +361,7 @@ def test_sequences_of_h36m_become_an_archive(tmp_path, capsys):
     assert prepare.main(["keypoints", "--h36m", str(root), str(out)]) == 2
     assert prepare.main(["keypoints", "--h36m", str(root), str(tmp_path / "out" / "mine")]) == 2
     assert "--layout NAME" in capsys.readouterr().err
-    (root / "S11" / f"Walking.{detections.H36M_CAMERAS[2]}.mp4.npz").unlink()
+    (root / "S11" / f"Walking.{h36m.CAMERA_IDS[2]}.mp4.npz").unlink()
     with pytest.raises(DataError, match=r"S11 'Walking' lacks camera 58860488"):
         detections.read_h36m(root)
 

@@ -220,6 +220,7 @@ def test_keypoints_without_poses_come_with_all_only(root):
 
 @pytest.mark.parametrize(("layout", "name", "skeleton"), [
     ("mpii", "gt", "mpii16"), ("", "sh_pt_mpii", "mpii16"), ("", "detectron_pt_coco", "coco17"), ("", "sh_ft_h36m", "h36m17"),
+    ("", "sh_ft_h36m", "mpii16"), ("", "sh", "mpii16"),
     ("coco", "sh_ft_h36m", "coco17"), ("", "gt", "h36m17"),
 ])  # fmt: skip
 def test_layout_where_the_archive_does_not_say(root, layout, name, skeleton):
@@ -665,6 +666,7 @@ def test_hourglass_files(tmp_path):
 
     ids = ("54138969", "55011271", "58860488", "60457274")
     files = [put(f"TakingPhoto_1.{camera}.h5", poses[view]) for view, camera in enumerate(ids)]
+    put(f"Photo_ALL.{ids[0]}.h5", poses[0])  # no sequence
     made = lifting_sources.hourglass_archive(tmp_path / "src", tmp_path / "out")
     assert made["2d"].name == "data_2d_h36m_sh_pt_mpii.npz"
     assert content(made["2d"], "metadata")["layout_name"] == "mpii"

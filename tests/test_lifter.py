@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lib.config import defaults
+from lib.dataset.formats import keypoints_npz
 from lib.dataset.formats.detections import VideoKeypoints, write_custom
 from lib.dataset.formats.keypoints_npz import h36m_cameras, write_archives
 from lib.engine import checkpoint
@@ -414,6 +415,9 @@ def test_an_archive_with_poses_is_seen_beside_the_truth(weights, tmp_path):
     write_archives(tmp_path, "h36m", "gt", {"S1": {"Walking": X_world / 1000}}, {"S1": {"Walking": list(x)}}, "h36m17")
     source = read_keypoints(tmp_path / "data_2d_h36m_gt.npz", track="S1/Walking/2")
     np.testing.assert_allclose(source.truth, own[2].to_cam(torch.from_numpy(X_world)).numpy(), atol=0.5)
+    keypoints_npz.write(keypoints_npz.read(tmp_path, "all", keypoints="gt"), tmp_path, "my_set", "noisy_gt")
+    named = read_keypoints(tmp_path / "data_2d_my_set_noisy_gt.npz", track="S1/Walking/2")
+    np.testing.assert_allclose(named.truth, source.truth, atol=0.01)
     lifter = Lifter.from_checkpoint(weights, "cpu")
     lift_video(lifter, tmp_path / "data_2d_h36m_gt.npz", tmp_path / "out", ("mp4",), track="S1/Walking/2", height=64)
     assert Video.open(tmp_path / "out_pose.mp4").width > 3 * 64

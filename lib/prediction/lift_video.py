@@ -58,8 +58,8 @@ def read_keypoints(
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder of keypoints")
-    if match := re.fullmatch(r"data_2d_([^_]+)_(.+)\.npz", path.name):
-        return _track(path, keypoints_npz.read(path.parent, "all", match[1], match[2], layout or ""), track)
+    if re.fullmatch(r"data_2d_[^_]+_.+\.npz", path.name):
+        return _track(path, keypoints_npz.read(path.parent, "all", *keypoints_npz.named(path), layout or ""), track)
     if track is not None:
         raise DataError(f"{path}: --track chooses from an archive data_2d_..., but this is none; leave it out")
     plain = _plain(path) if person is None else None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import vis
-from lib.dataset.formats import detections
+from lib.dataset.formats import detections, h36m, keypoints_npz
 from lib.dataset.formats.detections import VideoKeypoints
 from lib.dataset.formats.detector_files import read_detections
 from lib.errors import DataError
@@ -206,15 +206,15 @@ def prepare_h36m(source: str | Path, out: str | Path, layout: str | None = None)
     archive = detections.archive_path(out, "h36m")
     refuse_existing(archive)
     name = archive.stem.removeprefix("data_2d_h36m_")
-    layout = layout or detections.layout_of(name)
-    if layout is None:
-        words = ", ".join(detections.LAYOUTS)
+    positions, skipped = detections.read_h36m(source)
+    layout = layout or keypoints_npz.layout_of(name, keypoints_npz.joint_number(positions))
+    if not layout:
+        words = ", ".join(keypoints_npz.LAYOUTS)
         raise DataError(f"{archive}: the name {name} does not tell the joints (one of {words} in it would); give --layout NAME")
     detections.metadata(layout)
-    positions, skipped = detections.read_h36m(source)
     detections.write_h36m(archive, positions, layout)
     lines = []
     for subject, actions in positions.items():
         frames = sum(len(x) for cameras in actions.values() for x in cameras)
-        lines.append(f"{subject}: {len(actions)} actions, {frames} frames of {len(detections.H36M_CAMERAS)} cameras, {layout}")
+        lines.append(f"{subject}: {len(actions)} actions, {frames} frames of {len(h36m.CAMERA_IDS)} cameras, {layout}")
     return Prepared(archive, None, lines + [f"skipped {text}" for text in skipped])

@@ -21,13 +21,13 @@ from scipy.optimize import linear_sum_assignment
 
 from lib import skeleton as skeletons
 from lib.dataset.formats.detector_files import Detections, person_slot, read_detections
+from lib.dataset.formats.h36m import CAMERA_IDS, canonical
+from lib.dataset.formats.keypoints_npz import EXCLUDED, LAYOUTS, OVERVIEW, sides
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file
 from lib.skeleton import Skeleton
 from lib.unpickle import load_npz
 
-# Names of joint sets in archives, in the order in which they are looked for in the name of a file.
-LAYOUTS = {"mpii": "mpii16", "coco": "coco17", "h36m": "h36m17", "humaneva15": "humaneva15", "humaneva20": "humaneva20"}
 RULES = ("track", "best_box")
 PATIENCE = 60  # frames that someone may be unseen and still be the same person
 REACH = 0.35  # how far the joints may lie from where they are expected, in sizes of the person ...
@@ -35,9 +35,6 @@ REACH_GROWTH = 0.06  # ... more per frame unseen ...
 REACH_MOST = 1.5  # ... and at most
 COAST = 5  # frames that a motion is carried on
 SEEN, FILLED, BEYOND = 0, 1, 2  # in archives: found by the detector, interpolated, interpolated over more frames than allowed
-H36M_CAMERAS = ("54138969", "55011271", "58860488", "60457274")  # in the order of archives
-H36M_RENAMED = {"TakingPhoto": "Photo", "WalkingDog": "WalkDog"}
-H36M_DAMAGED = {("S11", "Directions")}  # published archives leave it out, in 2D and in 3D
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,11 +305,6 @@ def _parts(source: Skeleton, target: Skeleton) -> list[np.ndarray]:
 # -------------------------------------------------------------------------------------------------------- archives
 
 
-def layout_of(name: str) -> str | None:
-    """Joint set of an archive by its name, such as cpn_ft_h36m_dbb -> h36m17; None = the name does not say."""
-    return next((layout for word, layout in LAYOUTS.items() if word in name), None)
-
-
 def metadata(layout: str) -> dict[str, Any]:
     """What archives say of their joints: layout_name, num_joints, keypoints_symmetry = [left, right], each in ascending order.
 
@@ -322,8 +314,8 @@ def metadata(layout: str) -> dict[str, Any]:
     name = next((word for word, ours in LAYOUTS.items() if ours == layout), None)
     if name is None:
         raise DataError(f"archives cannot hold the joints of {layout}; convert to one of {', '.join(LAYOUTS.values())}")
-    sides = [[j for j, joint in enumerate(skeletons.get(layout).joints) if joint.startswith(side)] for side in ("l_", "r_")]
-    return {"layout_name": name, "num_joints": skeletons.get(layout).num, "keypoints_symmetry": sides}
+    symmetry = [sorted(side) for side in sides(layout)]
+    return {"layout_name": name, "num_joints": skeletons.get(layout).num, "keypoints_symmetry": symmetry}
 
 
 def archive_path(out: str | Path, dataset: str = "custom") -> Path:
@@ -417,14 +409,13 @@ def read_h36m(root: str | Path) -> tuple[dict[str, dict[str, list[np.ndarray]]],
     for file in sorted(root.glob("S*/*.npz")):
         label = f"{file.parent.name}/{file.name}"
         match = re.fullmatch(r"(.+)\.(\d{8})(\.mp4)?\.npz", file.name)
-        if "_ALL" in file.name:
+        if OVERVIEW in file.name:
             skipped.append(f"{label}: _ALL in its name")
             continue
-        if not match or match[2] not in H36M_CAMERAS:
-            raise DataError(f"{file}: expected <Action>.<camera>.mp4.npz with one of the cameras {', '.join(H36M_CAMERAS)}")
-        words = match[1].replace("_", " ").split(" ")
-        action = " ".join([H36M_RENAMED.get(words[0], words[0]), *words[1:]])
-        if (file.parent.name, action) in H36M_DAMAGED:
+        if not match or match[2] not in CAMERA_IDS:
+            raise DataError(f"{file}: expected <Action>.<camera>.mp4.npz with one of the cameras {', '.join(CAMERA_IDS)}")
+        action = canonical(match[1]).replace("_", " ")
+        if f"{file.parent.name}/{action}" in EXCLUDED:
             skipped.append(f"{label}: known to be damaged")
             continue
         found.setdefault(file.parent.name, {}).setdefault(action, {})[match[2]] = read_sequence(file)
@@ -432,10 +423,10 @@ def read_h36m(root: str | Path) -> tuple[dict[str, dict[str, list[np.ndarray]]],
         raise DataError(f"{root}: no detections; expected S1/Directions.54138969.mp4.npz, ...")
     for subject, actions in found.items():
         for action, cameras in actions.items():
-            lacking = [camera for camera in H36M_CAMERAS if camera not in cameras]
+            lacking = [camera for camera in CAMERA_IDS if camera not in cameras]
             if lacking:
                 raise DataError(f"{root}: {subject} '{action}' lacks camera {', '.join(lacking)}; run the detector on all four")
-    return {s: {a: [c[camera] for camera in H36M_CAMERAS] for a, c in actions.items()} for s, actions in found.items()}, skipped
+    return {s: {a: [c[camera] for camera in CAMERA_IDS] for a, c in actions.items()} for s, actions in found.items()}, skipped
 
 
 def read_sequence(path: str | Path) -> np.ndarray:

@@ -39,7 +39,9 @@ LAYOUTS = {"mpii": "mpii16", "coco": "coco17", "h36m": "h36m17", "humaneva15": "
 TRAIN, VALID = ("S1", "S5", "S6", "S7", "S8"), ("S9", "S11")
 SPLITS = {"train": (TRAIN, "Train/"), "valid": (VALID, "Validate/"), "all": ((), "")}  # subjects, or how their names begin
 EXCLUDED = ("S11/Directions",)  # its video is damaged; the published archives lack it, and so do the published numbers
+OVERVIEW = "_ALL"  # in the names of Human3.6M's files that are no sequence
 CUSTOM = "custom"  # the dataset of videos without poses, and its only action
+HOURGLASS = "sh"  # in names: Stacked Hourglass
 TRUTH = "gt"  # keypoints that are projected 3D joints: of the same skeleton
 MM = 1000.0  # per metre
 MOST = 3000  # frames that `inspect` looks at
@@ -104,7 +106,7 @@ def read(
     content = load_npz(path)
     positions, metadata = _by_subject(content, "positions_2d", path), _dictionary(content, "metadata", path, needed=False)
     rigs = _rigs(root, dataset, path, metadata)
-    joints = skeletons.get(_layout(path, keypoints, layout, metadata, rigs.skeleton))
+    joints = skeletons.get(_layout(path, keypoints, layout, metadata, rigs.skeleton, joint_number(positions)))
     _check_symmetry(path, metadata, joints)
     poses = _poses(_archive(root, "3d", dataset), rigs.skeleton) if rigs.skeleton else {}
     excluded = _excluded(path, exclude, positions, poses)
@@ -238,9 +240,28 @@ def _by_subject(content: Mapping[str, Any], key: str, path: Path) -> dict[str, d
     return {str(s): {str(action): value for action, value in _dictionary(positions, s, path).items()} for s in positions}
 
 
-def _layout(path: Path, keypoints: str, layout: str, metadata: Mapping[str, Any], skeleton: str) -> str:
+def layout_of(name: str, joints: int = 0) -> str:
+    """The skeleton that a name of keypoints tells, such as cpn_ft_h36m_dbb -> h36m17; "" = it does not.
+
+    Of several names in it, the first with this number of joints (0 = not known) counts. Stacked Hourglass (sh_ft_h36m) has the joints of
+    MPII, whatever it was tuned on.
+    """
+    named = [ours for word, ours in LAYOUTS.items() if word in name]
+    if HOURGLASS in name.split("_"):
+        named.append(LAYOUTS["mpii"])
+    return next((ours for ours in named if joints in (0, skeletons.get(ours).num)), named[0] if named else "")
+
+
+def joint_number(positions: Mapping[str, Mapping[str, Any]]) -> int:
+    """Joints of the first keypoints, 0 = there are none; all of them are checked later."""
+    views = (x for actions in positions.values() for of in actions.values() if isinstance(of, list | tuple | np.ndarray) for x in of)
+    shape = next((x.shape for x in views if isinstance(x, np.ndarray)), ())
+    return shape[1] if len(shape) == 3 else 0
+
+
+def _layout(path: Path, keypoints: str, layout: str, metadata: Mapping[str, Any], skeleton: str, number: int) -> str:
     """The skeleton of the keypoints: as asked for, as the archive says, as its name tells, or that of the poses they were made from."""
-    said = layout or str(metadata.get("layout_name") or "") or next((name for name in LAYOUTS if name in keypoints), "")
+    said = layout or str(metadata.get("layout_name") or "") or layout_of(keypoints, number)
     if not said and keypoints == TRUTH:
         said = skeleton
     name = LAYOUTS.get(said, said)
@@ -539,14 +560,16 @@ def _equal(a: Any, b: Any) -> bool:
 
 def archives(root: str | Path) -> list[tuple[str, str]]:
     """Data sets and keypoints that a folder has 2D archives of."""
-    root, found = Path(root), []
-    stored = [p.stem.split("_", 2)[2] for p in root.glob("data_3d_*.npz")]
-    for path in sorted(root.glob("data_2d_*.npz")):
-        rest = path.stem.removeprefix("data_2d_")
-        names = [n for n in sorted({*KNOWN, CUSTOM, *stored}, key=len, reverse=True) if rest.startswith(f"{n}_")]
-        dataset = names[0] if names else rest.partition("_")[0]
-        found.append((dataset, rest.removeprefix(dataset).removeprefix("_")))
-    return found
+    return [named(path) for path in sorted(Path(root).glob("data_2d_*.npz"))]
+
+
+def named(path: Path) -> tuple[str, str]:
+    """Data set and keypoints of a 2D archive by its name; names with _ are known by the 3D archives beside it."""
+    stored = [p.stem.split("_", 2)[2] for p in path.parent.glob("data_3d_*.npz")]
+    rest = path.stem.removeprefix("data_2d_")
+    names = [n for n in sorted({*KNOWN, CUSTOM, *stored}, key=len, reverse=True) if rest.startswith(f"{n}_")]
+    dataset = names[0] if names else rest.partition("_")[0]
+    return dataset, rest.removeprefix(dataset).removeprefix("_")
 
 
 def check(root: str | Path, split: str | None = None) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from lib import skeleton as skeletons
 from lib.dataset.formats import h36m, h36m_raw, humaneva_constants, keypoints_npz
 from lib.dataset.formats.files import need
-from lib.dataset.formats.keypoints_npz import EXCLUDED, LAYOUTS, MM, SKELETON, TRUTH
+from lib.dataset.formats.keypoints_npz import EXCLUDED, LAYOUTS, MM, OVERVIEW, SKELETON, TRUTH
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import DataError
 from lib.geometry.camera import Cameras
@@ -99,7 +99,7 @@ def hourglass_archive(src: str | Path, out: str | Path, keypoints: str = "sh_pt_
         found: dict[str, dict[int, Path]] = {}
         for path in sorted((src / subject).rglob("*.h5")):
             name, _, camera = path.stem.rpartition(".")
-            if camera not in h36m.CAMERA_IDS or name.startswith("_ALL"):
+            if camera not in h36m.CAMERA_IDS or OVERVIEW in name:
                 continue
             action, view = h36m.canonical(name).replace("_", " "), h36m.CAMERA_IDS.index(camera)
             if f"{subject}/{action}" in EXCLUDED:
