@@ -81,6 +81,7 @@ def test_optimizers_make_the_step_of_their_definition():
     assert one_step(train_section(WD=0.5)) == pytest.approx(1.9)  # L2: only the size of the gradient changes
     assert one_step(train_section(OPTIMIZER="adamw", WD=0.5)) == pytest.approx(2 * (1 - 0.05) - 0.1)  # decoupled
     assert one_step(train_section(OPTIMIZER="sgd")) == pytest.approx(1.9)
+    assert one_step(train_section(OPTIMIZER="rmsprop")) == pytest.approx(2 - 0.1 / 0.01**0.5)  # over the root of (1 - alpha) g^2
     assert one_step(train_section(OPTIMIZER="sgd", WD=0.5)) == pytest.approx(2 - 0.1 * (1 + 0.5 * 2))
     assert one_step(train_section(OPTIMIZER="sgd", NESTEROV=True)) == pytest.approx(2 - 0.1 * 1.9)
     assert one_step(train_section(OPTIMIZER="sgd"), group={"lr": 0.5}) == pytest.approx(1.5)

@@ -119,7 +119,7 @@ def test_each_experiment_of_fusion_makes_a_step_on_native_layouts(native, tmp_pa
     if cfg.DATASET.DATASET == "threedpw":  # its twin has another world
         changes["DATASET.ROOT"] += "-published"
     if cfg.MODEL.PRETRAINED:
-        changes["MODEL.PRETRAINED"] = str(weights)
+        changes["MODEL.PRETRAINED"] = str(weights) if cfg.MODEL.NAME == "fusion" else ""
     if cfg.FUSION.WEAK:
         weak = cfg.flat()["FUSION.WEAK"]["mpii"]
         changes["FUSION.WEAK"] = {"mpii": weak | {"ROOT": settings["mpii"]["DATASET.ROOT"]}}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 
 def multistep(step: int, steps_per_epoch: int, milestones: Sequence[float], factor: float) -> float:
@@ -54,18 +54,20 @@ def set_lr(optimizer: Optimizer, factor: float) -> float:
 
 
 def build_optimizer(groups: list[dict], train) -> Optimizer:
-    """The optimizer that TRAIN names, fused where the device has it.
+    """The optimizer that TRAIN names, fused where the device and the optimizer have it.
 
-    Weight decay: L2 in the gradient for adam and sgd, decoupled for adamw. A group may have its own `lr` and
-    `weight_decay`.
+    Weight decay: L2 in the gradient for adam, sgd and rmsprop, decoupled for adamw. rmsprop is torch's, without momentum:
+    alpha 0.99, eps 1e-8. A group may have its own `lr` and `weight_decay`.
     """
+    for group in groups:
+        group.setdefault("lr", train.LR)
+        group["initial_lr"] = group["lr"]
+    if train.OPTIMIZER == "rmsprop":
+        return RMSprop(groups, lr=train.LR, weight_decay=train.WD)  # there is no fused one
     if train.OPTIMIZER == "sgd":
         kind, options = SGD, {"momentum": train.MOMENTUM, "nesterov": train.NESTEROV}
     else:
         kind, options = {"adam": Adam, "adamw": AdamW}[train.OPTIMIZER], {"amsgrad": train.AMSGRAD}
-    for group in groups:
-        group.setdefault("lr", train.LR)
-        group["initial_lr"] = group["lr"]
     try:
         return kind(groups, lr=train.LR, weight_decay=train.WD, fused=True, **options)
     except RuntimeError:  # raised where the device, or a parameter's number format, has no fused kernel
