@@ -253,6 +253,20 @@ def test_pictures_numbered_otherwise_are_taken_in_order(tree, world):
         load("threedpw", tree, "test")
 
 
+def test_pictures_of_five_digits_may_count_from_one(tree):
+    import cv2
+
+    folder = tree / "imageFiles" / NAME
+    folder.mkdir(parents=True)
+    for k in (1, 2, 3, 4):
+        cv2.imwrite(str(folder / f"image_{k:05d}.jpg"), np.zeros((1080, 1920, 3), np.uint8))
+    ann = load("threedpw", tree, "test")
+    assert [ann.image_path(i)[-9:-4] for i in range(len(ann))] == [f"{k + 1:05d}" for k in ann.frame]
+    (folder / "image_00004.jpg").unlink()  # three of four: 3DPW's own, of which the first is missing
+    ann = load("threedpw", tree, "test")
+    assert [ann.image_path(i)[-9:-4] for i in range(len(ann))] == [f"{k:05d}" for k in ann.frame]
+
+
 def test_large_files_are_parsed_once(tree, recorded, monkeypatch):
     monkeypatch.setattr(layout, "KEEP_FROM", 0)
     first = load("threedpw", tree, "test")

@@ -162,18 +162,21 @@ class _Pictures(NamedTuple):
     """The images of a sequence."""
 
     folder: Path
-    names: list[str]  # those that are numbered otherwise than 3DPW does, in order; empty = as 3DPW does, or not there
+    names: list[str]  # those that do not count from image_00000.jpg as 3DPW does, in order; empty = as 3DPW does, or not there
     size: tuple[int, int]  # 0 0 = not there
 
     def paths(self, count: int) -> list[str]:
         """The images of `count` frames, relative to the root."""
-        if self.names and len(self.names) != count:
+        names = self.names
+        if names and len(names) != count and re.fullmatch(r"image_\d{5}\.jpg", names[0]):
+            names = []  # numbered as 3DPW does, but the first and others are missing
+        if names and len(names) != count:
             raise DataError(
-                f"{self.folder}: holds {len(self.names)} images {self.names[0]} ..., but the sequence has {count} frames; expected "
+                f"{self.folder}: holds {len(names)} images {names[0]} ..., but the sequence has {count} frames; expected "
                 f"{image_name(self.folder.name, 0)} ..., download the images again"
             )
         place = f"imageFiles/{self.folder.name}"
-        return [f"{place}/{name}" for name in self.names] if self.names else [image_name(self.folder.name, k) for k in range(count)]
+        return [f"{place}/{name}" for name in names] if names else [image_name(self.folder.name, k) for k in range(count)]
 
 
 def image_name(sequence: str, frame: int) -> str:
@@ -186,7 +189,7 @@ def _pictures(folder: Path) -> _Pictures:
     if not found:
         return _Pictures(folder, [], (0, 0))
     size = image_size(folder / found[0])
-    if any(re.fullmatch(r"image_\d{5}\.jpg", name) for name in found):
+    if "image_00000.jpg" in found:  # copies of five digits may also count from 1
         return _Pictures(folder, [], size)
     return _Pictures(folder, sorted(found, key=lambda name: int(re.findall(r"\d+", name)[0])), size)
 
