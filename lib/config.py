@@ -85,6 +85,8 @@ TREE = Group("", {
         "OPTIONS": Key({}, "Further arguments of the format's `read` function, by name; unknown ones are an error."),
         "DEPTH_RANGE": Key(2000.0, "Millimetres that the depth bins span, centred on the root joint.", POSITIVE),
         "BOX_SCALE": Key(1.0, "Factor on each person's box, widened to the shape of MODEL.IMAGE_SIZE, before it is cropped.", POSITIVE),
+        "BOX_FIT": Key("around", "How boxes get that shape: the smallest around them, or the largest within (TASK integral and fusion).",
+                       choices=("around", "within")),
         "TRAIN_FRAME": Key(1, "Keep every n-th frame of the training split.", at_least(1)),
         "VAL_FRAME": Key(1, "Keep every n-th frame of the evaluated split.", at_least(1)),
         "FLIP": Key(True, "Mirror training samples at random."),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.dataset.annotations import widened
 from lib.dataset.image import warp
 from lib.errors import DataError, GeometryError
 from lib.geometry.camera import Cameras
@@ -49,6 +50,15 @@ def test_affines_and_crops_equal_the_release():
     torch.testing.assert_close(patch_from_img, z["affine_256x256"], rtol=0, atol=1e-3)
     wide = crop_affine(center, torch.cat([scale, scale * 48 / 64], 1), [64, 48], rot_deg=rot)
     torch.testing.assert_close(invert(wide), z["affine_inv_64x48"], rtol=0, atol=1e-3)
+
+
+def test_boxes_get_the_shape_of_the_input_as_in_the_release():
+    z = golden("weakly_supervised", "geometry_targets")
+    box = np.concatenate([100 - z["aar_in"] / 2, 100 + z["aar_in"] / 2], 1)
+    for within, name in ((False, "long"), (True, "short")):
+        shaped = widened(box, 0.75, within=within)
+        np.testing.assert_allclose(shaped[:, 2:] - shaped[:, :2], z[f"aar_{name}_0.75"])
+        np.testing.assert_allclose((shaped[:, 2:] + shaped[:, :2]) / 2, 100)
 
 
 def test_gaussians_equal_the_release():

@@ -286,6 +286,16 @@ def test_cameras_with_3d_labels_can_be_chosen(ann, tmp_path):
     assert set(data.sets[0].ann.view.tolist()) == {0, 2} and set(data.sets[1].ann.view.tolist()) == {1, 3}
 
 
+def test_boxes_fit_around_or_within(ann, tmp_path):
+    sides = {}
+    for fit in ("around", "within"):
+        box = task_of(tmp_path, **{"MODEL.IMAGE_SIZE": [64, 96], "DATASET.BOX_FIT": fit}).train_data()["train"].ann.box
+        sides[fit] = box[:, 2:] - box[:, :2]
+        np.testing.assert_allclose(sides[fit][:, 0], sides[fit][:, 1] * 64 / 96, rtol=1e-4)
+    was = ann.box[:, 2:] - ann.box[:, :2]
+    assert (sides["around"] >= was - 0.01).all() and (sides["within"] <= was + 0.01).all()
+
+
 def test_sets_of_other_layouts_join_in_2d(tmp_path):
     weak = {
         "synthetic": {"ROOT": str(tmp_path / "world"), "SPLIT": "pretrain"},

@@ -377,10 +377,14 @@ def strong_and_weak(
     return strong, without_3d(ann.select(~kept))
 
 
-def widened(box: np.ndarray, aspect: float, margin: float = 1.0) -> np.ndarray:
-    """The smallest boxes of one width / height around boxes with the same middles, times margin.   (N,4) x0 y0 x1 y1 px -> (N,4)"""
+def widened(box: np.ndarray, aspect: float, margin: float = 1.0, within: bool = False) -> np.ndarray:
+    """The smallest boxes of one width / height around boxes with the same middles, times margin.   (N,4) x0 y0 x1 y1 px -> (N,4)
+
+    within: the largest ones inside them instead, which shorten the side that is too long.
+    """
     center, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
-    half = np.stack([np.maximum(size[:, 0], aspect * size[:, 1]), np.maximum(size[:, 1], size[:, 0] / aspect)], -1) * (margin / 2)
+    choose = np.minimum if within else np.maximum
+    half = np.stack([choose(size[:, 0], aspect * size[:, 1]), choose(size[:, 1], size[:, 0] / aspect)], -1) * (margin / 2)
     return np.concatenate([center - half, center + half], -1)
 
 
