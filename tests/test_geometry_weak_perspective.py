@@ -17,11 +17,9 @@ from lib.geometry.weak_perspective import (
     bone_sum,
     crop_pose,
     depth_labels,
-    fusion_poses,
     h36m_pose,
-    hourglass_poses,
+    mm_per_unit,
     mpii_from_h36m,
-    to_bone_sum,
 )
 from lib.metrics.keypoints import HEAD_BIAS, heatmap_accuracy, pckh, pckh_table
 from lib.metrics.pose import mpjpe
@@ -38,6 +36,12 @@ def recorded(name: str) -> dict[str, torch.Tensor]:
 
 def published_maps(cells: torch.Tensor, drawn=True) -> torch.Tensor:
     return render_heatmaps(cells, torch.full(cells.shape[:-1], True) & drawn, MAP, SIGMA, snap="toward_zero")
+
+
+def placed(cells: torch.Tensor, depth: torch.Tensor, skeleton=MPII, total: float = BONE_SUM_MM["published"], rule: str = "names"):
+    """The chain from what a network reads to poses (...,17,3) mm, relative to the pelvis."""
+    pose = h36m_pose(crop_pose(cells, depth, MAP), skeleton, rule)
+    return (pose - pose[..., :1, :]) * mm_per_unit(bone_sum(pose), total)[..., None, None]
 
 
 # --- labels
@@ -162,7 +166,7 @@ def test_maps_to_poses_to_errors_equal_the_release():
     pose = crop_pose(cells, depth, MAP)
     pose = pose - pose[:, MPII.root_index, None]
     torch.testing.assert_close(pose, z["preds_3d"], rtol=0, atol=1e-6)
-    mm = fusion_poses(cells, depth, MAP, rule="published")
+    mm = placed(cells, depth, rule="published")
     torch.testing.assert_close(mm.double(), z["converted_mm"], rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(bone_sum(mm), z["sum_bone_length"], rtol=1e-5, atol=0)
     gt = z["gt_3d"].double()
@@ -233,15 +237,15 @@ def test_a_true_pose_comes_back(rule):
     for k, joint in enumerate(MPII.joints):
         x[:, k] = X[:, H36M.index(names.get(joint, joint))] / 2500
     x_hm = (x[..., :2] + 0.5) * 64
-    torch.testing.assert_close(fusion_poses(x_hm, x[..., 2], MAP, rule=rule), X)
-    torch.testing.assert_close(fusion_poses(x_hm.float(), x[..., 2].float(), MAP, total=4465.869, rule=rule), (X * 4.465869 / 4).float(),
-                               rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(placed(x_hm, x[..., 2], rule=rule), X)
+    single = placed(x_hm.float(), x[..., 2].float(), total=4465.869, rule=rule)
+    torch.testing.assert_close(single, (X * 4.465869 / 4).float(), rtol=1e-4, atol=1e-2)
 
 
 def test_networks_of_human36m_joints_need_no_rule():
     x = torch.rand(2, 17, 3)
     assert torch.equal(h36m_pose(x, "h36m17"), x)
-    mm = fusion_poses(64 * x[..., :2], x[..., 2], MAP, "h36m17")
+    mm = placed(64 * x[..., :2], x[..., 2], H36M)
     torch.testing.assert_close(mm, 4000 * (x - x[:, :1]) / bone_sum(x)[:, None, None], rtol=1e-4, atol=1e-2)
     with pytest.raises(GeometryError, match="'published' for h36m17"):
         h36m_pose(x, "h36m17", "published")
@@ -262,20 +266,7 @@ def test_the_bones_of_the_sums():
 
 
 def test_a_pose_without_extent_has_no_size():
-    pose = to_bone_sum(torch.ones(2, 17, 3), 4000.0)
-    assert (pose == 0).all()
-
-
-def test_hourglass_poses():
-    """Depths of -1 .. 1 span the map like its columns do."""
-    x_hm, depth = torch.rand(3, 16, 2, dtype=torch.float64) * 64, torch.rand(3, 16, dtype=torch.float64) * 2 - 1
-    pose = hourglass_poses(x_hm, depth, MAP)
-    root, middle = MPII.root_index, MPII.index("thorax")
-    torch.testing.assert_close(bone_sum(pose, MPII, MPII_BONES), torch.full((3,), BONE_SUM_MM["hourglass"], dtype=torch.float64))
-    torch.testing.assert_close(pose[:, middle], (pose[:, root] + pose[:, MPII.index("upper_neck")]) / 2)
-    ratio = (pose[..., 2] / (32 * (depth - depth[:, root, None]))) / (pose[..., 0] / (x_hm - x_hm[:, root, None])[..., 0])
-    others = [j for j in range(16) if j not in (root, middle)]
-    torch.testing.assert_close(ratio[:, others], torch.ones(3, 14, dtype=torch.float64))
+    assert mm_per_unit(bone_sum(torch.ones(2, 17, 3)), 4000.0).tolist() == [0, 0]
 
 
 def test_true_labels_of_real_people_leave_what_perspective_takes(samples):
@@ -287,6 +278,6 @@ def test_true_labels_of_real_people_leave_what_perspective_takes(samples):
     x_hm = 64 * ((x_img[..., :2] - center[:, None]) / side[:, None, None] + 0.5)
     depth = depth_labels(X, 1145.0, side, 0)
     total = bone_sum(X)
-    errors = torch.stack([mpjpe(fusion_poses(x_hm, depth, MAP, H36M, total=float(t)), X, 0)[i] for i, t in enumerate(total)])
+    errors = torch.stack([mpjpe(placed(x_hm, depth, H36M, float(t)), X, 0)[i] for i, t in enumerate(total)])
     assert (errors < 25).all() and (errors > 5).all()
-    assert (mpjpe(fusion_poses(x_hm, depth, MAP, H36M, total=1.1 * float(total.mean())), X, 0) > errors + 10).all()
+    assert (mpjpe(placed(x_hm, depth, H36M, 1.1 * float(total.mean())), X, 0) > errors + 10).all()

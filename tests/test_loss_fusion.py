@@ -13,7 +13,6 @@ from lib.loss.fusion import (
     SHIN,
     bone_groups,
     bone_variance_loss,
-    canonical_groups,
     depth_loss,
     hourglass_loss,
 )
@@ -117,9 +116,6 @@ def test_equal_bones_cost_nothing_and_the_weights_make_them_equal():
     unweighted = {name: [bone[:2] for bone in bones] for name, bones in GROUPS.items()}
     expected = sum(4 * ((1 - 1 / ratio) / 2) ** 2 / 8 for ratio in (SHIN, FOREARM))
     assert bone_variance_loss(x, depth, everyone, weak, bone_groups(MPII, unweighted)).item() == pytest.approx(expected)
-    measured = canonical_groups(MPII, torch.cat([x, depth[..., None]], -1))
-    assert bone_variance_loss(x, depth, everyone, weak, measured).item() == pytest.approx(0, abs=1e-15)
-    assert sorted(measured.weight.flatten().tolist())[-2:] == pytest.approx([FOREARM, FOREARM])
 
 
 def test_missing_joints_do_not_count_whatever_stands_there():
@@ -185,19 +181,6 @@ def test_groups_of_other_skeletons():
 def test_wrong_groups_are_refused(groups, message):
     with pytest.raises(DataError, match=message):
         bone_groups("mpii16", groups)
-
-
-def test_lengths_are_measured_where_both_ends_are_valid():
-    X = torch.zeros(3, 16, 3)
-    X[:, [MPII.index("r_ankle"), MPII.index("l_ankle")], 1] = torch.tensor([[1.0, 3.0], [3.0, 3.0], [50.0, 3.0]])
-    X[:, [MPII.index("r_hip"), MPII.index("l_hip")], 1] = -4
-    valid = torch.ones(3, 16, dtype=torch.bool)
-    valid[2, MPII.index("r_ankle")] = False
-    legs = {"legs": GROUPS["legs"]}
-    tables = canonical_groups(MPII, X, valid, legs)
-    assert tables.weight.tolist() == [pytest.approx([4 / 2, 1, 1, 4 / 3])]
-    with pytest.raises(DataError, match="no pose has r_ankle and r_knee apart"):
-        canonical_groups(MPII, X, valid & torch.tensor([j != "r_ankle" for j in MPII.joints]), legs)
 
 
 def test_shapes_are_checked():

@@ -11,7 +11,7 @@ from lib.dataset.annotations import without_3d
 from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
 from lib.geometry.heatmap import render_heatmaps
-from lib.geometry.weak_perspective import BONE_SUM_MM, H36M_BONES, bone_lengths, bone_sum, mpii_from_h36m
+from lib.geometry.weak_perspective import BONE_SUM_MM, H36M_BONES, MPII_BONES, bone_lengths, bone_sum, mpii_from_h36m
 from lib.loss.fusion import hourglass_loss
 from lib.models.fusion import FusionNet, Maps
 from lib.tasks import Step, build
@@ -438,6 +438,20 @@ def test_maps_to_mm_equal_the_release(ann, tmp_path):
     pred = task.predict({"image": torch.zeros(4, 3, 64, 64, dtype=torch.uint8), "patch_from_img": patch_from_img})
     torch.testing.assert_close(pred["X_root"].double(), z["converted_mm"], rtol=1e-5, atol=1e-3)
     assert task.bone_sum_mm == BONE_SUM_MM["published"] and task.pose_skeleton == "h36m17" and "X_cam" not in pred
+
+
+def test_hourglass_poses(ann, tmp_path):
+    """Depths of -1 .. 1 span the map like its columns do; the thorax, learnt in two meanings, is put between its neighbours."""
+    task = task_of(tmp_path, **HOURGLASS, **PUBLISHED).eval()
+    cells, depth = torch.randint(4, 60, (3, 16, 2)), torch.rand(3, 16) * 2 - 1
+    hm = render_heatmaps(cells.float(), torch.ones(3, 16), (64, 64), 2.0)
+    task.model = Known(Maps(hm, depth, (hm,)))
+    pred = task.predict({"image": torch.zeros(3, 3, 64, 64, dtype=torch.uint8), "patch_from_img": torch.eye(3)[:2].expand(3, 2, 3)})
+    pose = torch.cat([cells / 64, depth[..., None] / 2], -1)
+    pose = (pose - pose[:, MPII.root_index, None]) * (4296.99233013 / bone_sum(pose, MPII, MPII_BONES))[:, None, None]
+    pose[:, MPII.index("thorax")] = (pose[:, MPII.root_index] + pose[:, MPII.index("upper_neck")]) / 2
+    assert task.pose_skeleton == "mpii16"
+    torch.testing.assert_close(pred["X_root"], pose, rtol=1e-4, atol=0.05)
 
 
 def test_people_are_sized_by_the_bones_that_are_known(ann, tmp_path, monkeypatch):

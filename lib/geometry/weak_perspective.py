@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lib.errors import DataError, GeometryError
-from lib.geometry.precision import no_autocast, result_dtype
+from lib.geometry.precision import result_dtype
 from lib.skeleton import Skeleton, convert, get
 
 # Sums of bone lengths, mm, that the published poses are given: ResNet's by H36M_BONES, the hourglass' by MPII_BONES.
@@ -120,42 +120,3 @@ def with_middle_thorax(pose: Tensor) -> Tensor:
     pelvis, thorax, neck = get("mpii16").indices(("pelvis", "thorax", "upper_neck")).tolist()
     middle = (pose[..., pelvis, :] + pose[..., neck, :]) / 2
     return pose.index_copy(-2, torch.tensor([thorax], device=pose.device), middle[..., None, :])
-
-
-def to_bone_sum(X: Tensor, total: float, skeleton: Skeleton | str = "h36m17", bones: Bones = H36M_BONES) -> Tensor:
-    """The pose relative to its root, scaled so that its bones add up to `total` mm.   X (..., J, 3) -> (..., J, 3) mm
-
-    For joints of any skeleton, with the bones that it has and a network was taught: for example LIMB_BONES, and the mean `bone_sum` of
-    the training poses. A pose without extent, all joints in one place, stays so.
-    """
-    skeleton = get(skeleton)
-    X = X - X[..., skeleton.root_index, None, :]
-    return X * mm_per_unit(bone_sum(X, skeleton, bones), total)[..., None, None]
-
-
-@no_autocast
-def fusion_poses(
-    x_hm: Tensor, depth: Tensor, size, skeleton: Skeleton | str = "mpii16", total: float = BONE_SUM_MM["published"], rule: str = "names"
-) -> Tensor:
-    """Poses in mm of joints and depths that a network read, by the scale rule of Zhou et al.'s ResNet.
-
-    x_hm (..., J, 2) cells, depth (..., J), size = (w, h) of the map -> (..., 17, 3) mm, Human3.6M's joints relative to the pelvis, in
-    the camera's axes
-
-    total: sum of the 15 lengths of H36M_BONES in mm. rule: see `h36m_pose`; published weights need "published".
-    """
-    return to_bone_sum(h36m_pose(crop_pose(x_hm, depth, size), skeleton, rule), total)
-
-
-@no_autocast
-def hourglass_poses(x_hm: Tensor, depth: Tensor, size, total: float = BONE_SUM_MM["hourglass"]) -> Tensor:
-    """As `fusion_poses` by the scale rule of the paper's hourglass, whose depth says -1 .. 1 from side to side of the map.
-
-    x_hm (..., 16, 2) cells (decoded with quarter cells), depth (..., 16) -> (..., 16, 3) mm, MPII's joints relative to the pelvis, see
-    `with_middle_thorax`
-
-    total: sum of the 14 lengths of MPII_BONES in mm.
-    """
-    dtype = result_dtype(x_hm, depth)
-    pose = torch.cat([x_hm.to(dtype), (depth.to(dtype)[..., None] + 1) / 2 * max(size)], -1)
-    return with_middle_thorax(to_bone_sum(pose, total, "mpii16", MPII_BONES))

@@ -67,30 +67,6 @@ def bone_groups(skeleton: Skeleton | str, groups: Groups | None = None) -> BoneG
     return BoneGroups(padded[..., :2].long(), padded[..., 2])
 
 
-def canonical_groups(skeleton: Skeleton | str, X: Tensor, valid: Tensor | None = None, groups: Groups | None = None) -> BoneGroups:
-    """As `bone_groups` with weights measured on poses: mean length of the group's longest bone over that of each.
-
-    X (N,J,3) in any unit, valid (N,J)
-
-    Raises:
-        DataError: as `bone_groups`, or a bone is in no pose, or has no length.
-    """
-    tables = bone_groups(skeleton, groups)
-    used = tables.weight > 0
-    first, second = tables.ends.to(X.device).unbind(-1)
-    there = X.isfinite().all(-1) if valid is None else valid.bool()
-    usable = there[:, first] & there[:, second]
-    length = torch.linalg.vector_norm(X[:, first].double() - X[:, second].double(), dim=-1)
-    mean = (torch.where(usable, length, 0.0).sum(0) / usable.sum(0)).to(used.device)
-    if not (mean[used] > 0).all():
-        name, joints = get(skeleton).name, get(skeleton).joints
-        a, b = (joints[k] for k in tables.ends[used][~(mean[used] > 0)][0].tolist())
-        raise DataError(f"canonical bone lengths of {name}: no pose has {a} and {b} apart; give poses with them")
-    mean = torch.where(used, mean, 1.0)
-    longest = torch.where(used, mean, 0.0).amax(1, keepdim=True)
-    return tables._replace(weight=torch.where(used, longest / mean, 0.0))
-
-
 def _as_far_as_there(skeleton: Skeleton) -> Groups:
     """GROUPS without the bones that the skeleton lacks."""
     neck = next((joint for joint in _NECKS if joint in skeleton.joints), "upper_neck")
