@@ -144,13 +144,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     archives = commands.add_parser("archives", help="data_3d_*.npz and data_2d_*.npz, for lifting over time, from an official release")
     archives.add_argument(
         "source",
-        choices=("h36m", "humaneva", "hourglass"),
+        choices=("h36m", "humaneva", "humaneva-detections", "hourglass"),
         help="what SRC holds: .cdf, .cdf.mat or .h5 poses of Human3.6M; .mat files exported with HumanEva's MATLAB code; "
-        ".h5 keypoints of Stacked Hourglass on Human3.6M",
+        "these and, for each video, keypoints S1/Walking_1_(C1).avi.npz of a detector; .h5 keypoints of Stacked Hourglass on Human3.6M",
     )
     archives.add_argument("src", metavar="SRC", help="folder of the release")
     archives.add_argument("out", metavar="OUT", help="folder of the archives")
-    archives.add_argument("--keypoints", default="", metavar="NAME", help="in the 2D archive's name (default gt; hourglass: sh_pt_mpii)")
+    archives.add_argument(
+        "--keypoints",
+        default="",
+        metavar="NAME",
+        help="in the 2D archive's name (default gt; humaneva-detections: detectron_pt_coco; hourglass: sh_pt_mpii)",
+    )
 
     labels = commands.add_parser("labels", help="triangulated labels as a split of their own, and how good they are")
     labels.add_argument("--cfg", metavar="FILE", required=True, help="YAML with TASK epipolar")

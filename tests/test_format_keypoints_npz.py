@@ -723,6 +723,35 @@ def test_chunks_of_humaneva_are_the_recorded_ones(tmp_path):
     } == facts["detections"]
 
 
+def test_detections_of_humaneva_become_the_published_archive(tmp_path):
+    from scipy.io import savemat
+
+    facts, trials = recorded_trials()
+    src, ids = tmp_path / "src", ("C1", "C2", "C3")
+    for subject in ("Train/S1", "Validate/S1"):
+        (src / subject).mkdir(parents=True)
+        X, x = trials[subject]["Box 1"]
+        savemat(src / subject / "Box_1.mat", {"poses_3d": X, "poses_2d": x})
+    folder = src / "S1" / "Image_Data"
+    folder.mkdir(parents=True)
+    frames = np.broadcast_to(np.arange(900.0)[:, None, None], (900, 17, 2))
+    for video, ending in (("Box_1", ".avi"), ("Gestures_3", "")):
+        for camera in ids:
+            np.savez(folder / f"{video}_({camera}){ending}.npz", keypoints=frames)
+    arguments = ["archives", "humaneva-detections", str(src), str(tmp_path / "out")]
+    assert prepare.main([*arguments, "--keypoints", "mine"]) == 2
+    assert prepare.main(arguments) == 0
+    path = tmp_path / "out" / "data_2d_humaneva15_detectron_pt_coco.npz"
+    assert content(path, "metadata")["layout_name"] == "coco"
+    assert {
+        s: {a: [{"len": len(x), "first_frame": float(x[0, 0, 0]), "last_frame": float(x[-1, 0, 0])} for x in v] for a, v in of.items()}
+        for s, of in content(path, "positions_2d").items()
+    } == facts["detections"]
+    (folder / "Box_1_(C2).avi.npz").unlink()
+    with pytest.raises(DataError, match="Box 1 has no keypoints of camera C2"):
+        lifting_sources.humaneva_detection_archive(src, tmp_path / "b")
+
+
 def test_refusals_about_humaneva(tmp_path):
     from scipy.io import savemat
 

@@ -3,11 +3,13 @@
 <src>/S1/MyPoseFeatures/D3_Positions/<Name>.cdf     Human3.6M: also .cdf.mat, or S1/MyPoses/3D_positions/<Name>.h5 (h36m_raw.py)
 <src>/Train/S1/Walking_1.mat                        HumanEva-I, exported with its own MATLAB code, see `humaneva`
 <src>/S1/**/<Name>.<camera>.h5                      keypoints of Stacked Hourglass on Human3.6M: `poses` (T,16,2) px
+<src>/S1/**/Walking_1_(C1).avi.npz                  keypoints of HumanEva-I's videos by a detector, beside Train/ and Validate/
 
 Source: Pavllo et al., 3D human pose estimation in video with temporal convolutions, CVPR 2019, and the notes to its data.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 
 from lib import skeleton as skeletons
 from lib.dataset.formats import h36m, h36m_raw, humaneva_constants, keypoints_npz
+from lib.dataset.formats.detections import read_sequence
 from lib.dataset.formats.files import need
 from lib.dataset.formats.keypoints_npz import EXCLUDED, LAYOUTS, MM, OVERVIEW, SKELETON, TRUTH
 from lib.dataset.formats.matlab import load_mat
@@ -265,8 +268,47 @@ def humaneva_detections(trials: Trials, videos: Mapping[str, Mapping[str, Sequen
     return positions
 
 
+def humaneva_detection_archive(src: str | Path, out: str | Path, keypoints: str = "detectron_pt_coco") -> dict[str, Path]:
+    """data_2d_humaneva15_<keypoints>.npz of a detector's files for the videos, see `humaneva_detections`.
+
+    Args:
+        src: folder of the motion capture as `humaneva_archives` takes it, and of S1, S2, ... with a file for each whole video anywhere
+            below: Walking_1_(C1).avi.npz or Walking_1_(C1).npz, see detections.read_sequence.
+        keypoints: name of the archive's keypoints, which tells their joints.
+
+    Returns:
+        The file, as kind 2d.
+
+    Raises:
+        DataError: no such files, cameras that are missing, a name that does not tell the joints, or an archive that exists.
+    """
+    src, videos = Path(src), {}
+    trials = humaneva_trials(src)
+    for person in humaneva_constants.SUBJECTS:
+        found: dict[str, dict[str, Path]] = {}
+        for path in sorted((src / person).rglob("*.npz")):
+            if match := re.fullmatch(r"(.+)_\((C\d)\)(\.\w+)?\.npz", path.name):
+                before = found.setdefault(match[1].replace("_", " "), {}).setdefault(match[2], path)
+                if before != path:
+                    raise DataError(f"{path}: {before} holds keypoints of the same video; keep the files of one detector there")
+        for action, views in found.items():
+            if missing := [camera for camera in humaneva_constants.CAMERA_IDS if camera not in views]:
+                raise DataError(f"{src / person}: {action} has no keypoints of camera {', '.join(missing)}; complete the files")
+        if found:
+            videos[person] = {a: [read_sequence(v[c]) for c in humaneva_constants.CAMERA_IDS] for a, v in found.items()}
+    if not videos:
+        raise DataError(f"{src}: has no files S1/.../Walking_1_(C1).avi.npz with keypoints; correct the path")
+    positions = humaneva_detections(trials, videos)
+    layout = keypoints_npz.layout_of(keypoints, keypoints_npz.joint_number(positions))
+    if not layout:
+        raise DataError(f"--keypoints {keypoints}: does not tell the joints; one of {', '.join(LAYOUTS)} in the name does")
+    joints = next(X.shape[1] for actions in trials.values() for X, _ in actions.values())
+    return keypoints_npz.write_archives(out, f"humaneva{joints}", keypoints, {}, positions, layout)
+
+
 SOURCES: dict[str, Callable[..., dict[str, Path]]] = {
     "h36m": h36m_archives,
     "humaneva": humaneva_archives,
+    "humaneva-detections": humaneva_detection_archive,
     "hourglass": hourglass_archive,
 }
