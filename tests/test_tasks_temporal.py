@@ -296,6 +296,14 @@ def test_a_training_is_resumed_to_the_last_bit_and_judged_again(root, tmp_path, 
     assert judged["metrics"] == pytest.approx(results["metrics"], rel=1e-6)
 
 
+def test_a_single_last_window_does_not_end_a_training(root, tmp_path):
+    cfg = configure(root, **SHORT, TEMPORAL__ORDER="reference", OUTPUT_DIR=str(tmp_path)).with_values({"TRAIN.END_EPOCH": 1})
+    count = len(next(iter(build(cfg).train_data().values())))
+    batch = max(b for b in range(2, count // 2) if count % b == 1)
+    results = commands.train(cfg.with_values({"TRAIN.BATCH_SIZE": batch, "TRAIN.MAX_STEPS": 0, "TRAIN.EVAL_EVERY": 0}))
+    assert results["step"] == count // batch
+
+
 def test_learning_without_labels_needs_no_3d_of_those_people(root):
     """Their poses are not in the batch at all, and what they teach changes the weights."""
     task = build(configure(root, **SEMI, TEMPORAL__CHANNELS=16, TEMPORAL__WARMUP_EPOCHS=0, TEMPORAL__DROPOUT=0.0))
