@@ -23,6 +23,7 @@ import torch
 
 from lib.config import Config
 from lib.correction import DECISIONS
+from lib.dataset.annotations import widened
 from lib.dataset.clips import Clips, in_clips, sequential
 from lib.dataset.image import ImageSpec, read_image, warp
 from lib.dataset.loader import to_device
@@ -55,7 +56,7 @@ class Prediction:
     """One person. Arrays are float32 NumPy; the 3D ones are None for a network without depth."""
 
     skeleton: Skeleton
-    box: np.ndarray  # (4,) x0 y0 x1 y1 px: the square that was cropped
+    box: np.ndarray  # (4,) x0 y0 x1 y1 px: what was cropped, of the shape of the network's crops
     x_img: np.ndarray  # (J, 2) px
     conf: np.ndarray  # (J,) 0..1
     X_root: np.ndarray | None = None  # (J, 3) mm relative to the root joint, camera axes: x right, y down, z forward
@@ -151,8 +152,8 @@ class Predictor:
 
         Args:
             image: (H, W, 3) uint8 RGB, or the path of a picture.
-            box: x0, y0, x1, y1 px; None = the whole picture. It is widened around its middle to a square, as boxes in
-                training are; what lies outside the picture is black.
+            box: x0, y0, x1, y1 px; None = the whole picture. It is widened around its middle to the shape of the network's crops
+                (a square, for most), as boxes in training are; what lies outside the picture is black.
             camera: (3, 3) intrinsics in px of `image`, or `Cameras` (with distortion); None = unknown: the pose is read
                 with weak perspective, before a camera whose focal length is the longer side of the picture.
             root_depth_mm: distance of the root joint along the camera's axis; None = where the box spans `box_mm`.
@@ -207,7 +208,8 @@ class Predictor:
             found = sorted({f"{image.shape[1]} x {image.shape[0]}" for image in images})
             raise DataError(f"pictures: found sizes {', '.join(found)} px, expected the same for all of one camera")
         which = [i for i, given in enumerate(boxes) for _ in given]
-        squares = np.array([self._square(box, *images[i].shape[1::-1]) for i, given in enumerate(boxes) for box in given]).reshape(-1, 4)
+        given = [self._checked(box, *images[i].shape[1::-1]) for i, row in enumerate(boxes) for box in row]
+        crops = widened(np.array(given).reshape(-1, 4), self.aspect, self.box_scale)
         depths, sides = _lengths(root_depth_mm, len(which), "root_depth_mm"), _lengths(box_mm, len(which), "box_mm")
         seen = self._joints(images, boxes, batch_size)
         clips = self._clips(which, people)
@@ -217,7 +219,7 @@ class Predictor:
             part = Clips(*(values[start : start + size] for values in clips))
             rows, place = np.unique(part.rows, return_inverse=True)
             given = depths[rows], sides[rows], {name: value[rows] for name, value in seen.items()}
-            made = self._predict([images[which[i]] for i in rows], squares[rows], camera, *given, part, place.reshape(part.rows.shape))
+            made = self._predict([images[which[i]] for i in rows], crops[rows], camera, *given, part, place.reshape(part.rows.shape))
             done |= zip(part.rows[part.judged].tolist(), made, strict=True)
         found: list[list[Prediction]] = [[] for _ in boxes]
         for row, i in enumerate(which):
@@ -252,8 +254,14 @@ class Predictor:
         joints, present = convert(torch.cat([x, conf[..., None]], -1), source, self.skeleton)
         return {"x_img": joints[..., :2], "conf": joints[..., 2].clamp(0, 1) * torch.as_tensor(present)}
 
-    def _square(self, box, width: int, height: int) -> np.ndarray:
-        """The square around a box that is cropped.   -> (4,) x0 y0 x1 y1 px"""
+    @property
+    def aspect(self) -> float:
+        """Width / height of the crops that the network sees."""
+        return self.spec.size[0] / self.spec.size[1]
+
+    @staticmethod
+    def _checked(box, width: int, height: int) -> np.ndarray:
+        """A box in a picture of this size; None is the whole picture.   -> (4,) x0 y0 x1 y1 px"""
         given = np.array((0, 0, width, height) if box is None else box, dtype=np.float64).reshape(-1)
         if given.shape != (4,) or not np.isfinite(given).all():
             raise DataError(f"box {box}: expected four numbers x0 y0 x1 y1 in px")
@@ -262,16 +270,16 @@ class Predictor:
             raise DataError(f"box {given.tolist()}: is empty; expected x0 < x1 and y0 < y1 in px")
         if (high <= 0).any() or (low >= (width, height)).any():
             raise DataError(f"box {given.tolist()}: lies outside the picture of {width} x {height} px")
-        center, half = (low + high) / 2, 0.5 * (high - low).max() * self.box_scale
-        return np.concatenate([center - half, center + half])
+        return given
 
-    def _predict(self, images, squares, camera, depth_mm, box_mm, seen, clips: Clips, place: np.ndarray) -> list[Prediction]:
-        """One batch, a picture per square; depth_mm and box_mm (N,) hold NaN where nothing was given.
+    def _predict(self, images, crops, camera, depth_mm, box_mm, seen, clips: Clips, place: np.ndarray) -> list[Prediction]:
+        """One batch, a picture per crop (N, 4) px; depth_mm and box_mm (N,) hold NaN where nothing was given.
 
-        place (K, T): the squares that make clips. -> the judged frames of clips, in their order
+        place (K, T): the crops that make clips. -> the judged frames of clips, in their order
         """
-        box = torch.from_numpy(squares)
-        side_px = (box[:, 2] - box[:, 0]).numpy()
+        box = torch.from_numpy(crops)
+        # boxes in training are squares; a network that sees wide crops sees more beside them
+        side_px = (crops[:, 2] - crops[:, 0]) / max(1.0, self.aspect)
         patch_from_img = crop_affine((box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2], self.spec.size)
         patches = np.stack([warp(image, A, self.spec.size) for image, A in zip(images, patch_from_img.numpy(), strict=True)])
 
@@ -297,10 +305,10 @@ class Predictor:
         if self.correction == "camera":
             if camera is None:
                 raise DataError("camera: is not known, but poses are corrected through it; give its focal length (--focal) or intrinsics")
-            batch["camera"] = cameras.expand(len(squares)).to(dtype=torch.float32)
+            batch["camera"] = cameras.expand(len(crops)).to(dtype=torch.float32)
             batch["root_cam"] = torch.from_numpy(np.stack([0 * depth_mm, 0 * depth_mm, depth_mm], -1)).float()
         pred, frames = self._seen(batch, clips, place)
-        squares, side_px, side_mm, depth_mm, root_mm = (values[frames] for values in (squares, side_px, side_mm, depth_mm, root_mm))
+        crops, side_px, side_mm, depth_mm, root_mm = (values[frames] for values in (crops, side_px, side_mm, depth_mm, root_mm))
         X_root = X_cam = None
         if "X_root" in pred:  # of people whose size the task knows: the box tells nothing about it
             X_root, root, depth = pred["X_root"], self.skeleton.root_index, torch.tensor(root_mm)
@@ -320,14 +328,14 @@ class Predictor:
             else:
                 X_cam = cameras.unproject_cam(x, z + depth)
                 X_root = X_cam - X_cam[:, root, None]
-        rows = [squares, pred["x_img"], pred["conf"], X_root, X_cam]
-        columns = [[None] * len(squares) if a is None else np.asarray(a, dtype=np.float32) for a in rows]
+        rows = [crops, pred["x_img"], pred["conf"], X_root, X_cam]
+        columns = [[None] * len(crops) if a is None else np.asarray(a, dtype=np.float32) for a in rows]
         K, said = (None, ()) if X_cam is None else (cameras.K.numpy().astype(np.float32), tuple(assumed))
-        ends = self._corrections(pred, len(squares))
+        ends = self._corrections(pred, len(crops))
         return [Prediction(self.skeleton, *row, K, said, end) for *row, end in zip(*columns, ends, strict=True)]
 
     def _seen(self, batch: dict, clips: Clips, place: np.ndarray) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-        """What the task makes of a batch of squares, in the order of the judged frames of clips, and the squares of those."""
+        """What the task makes of a batch of crops, in the order of the judged frames of clips, and the crops of those."""
         over_time = place.shape[1] > 1
         flat, shape = torch.from_numpy(place.reshape(-1)), place.shape if over_time else place.shape[:1]
         batch = {name: in_clips(value, flat, shape) for name, value in batch.items()}

@@ -19,9 +19,10 @@ examples
 
 boxes.json: {"a.jpg": [[x0, y0, x1, y1], ...], "b.mp4": [...]}, in px; files that it does not name are left out. Of a folder without
 pictures of its own the folders in it are searched; names are then paths in it ("walk/a.jpg"), and so are those of results.
-The network sees a square around each box. In training that square spans about 2 m and the person fills most of it, so
-give boxes some margin (--margin 1.2 for boxes that touch the person, the default for those of the detector); the pose has
-the scale of the square (--box-mm). Networks of TASK fusion and machine take people to be as large as those of their training instead.
+The network sees a square around each box (or a rectangle of the shape that it was trained on). In training that square spans about 2 m and
+the person fills most of it, so give boxes some margin (--margin 1.2 for boxes that touch the person, the default for those of the
+detector); the pose has the scale of the square (--box-mm). Networks of TASK fusion and machine take people to be as large as those of their
+training instead.
 
 --correct moves each 3D pose until it agrees with 2D joints, as TEST.CORRECTION does in an evaluation and the checkpoint's CORRECTION says:
 through the learned projector of TASK machine, or else through the camera, which must be given (--focal, with --keypoints --camera). The

@@ -76,7 +76,8 @@ class Oracle(Task):
         assert batch["image"].shape[1:] == (3, *self.image_spec.size[::-1]) and batch["image"].dtype == torch.uint8
         X, A = self.X[rows], batch["patch_from_img"].double()
         patch_px_per_mm = A[:, 0, 0] * K[0, 0] / X[:, 0, 2]  # weak perspective: the scale at the root
-        z_px = (X[..., 2] - X[:, :1, 2]) * patch_px_per_mm[:, None] * self.depth_unit
+        wide = max(1.0, self.image_spec.size[0] / self.image_spec.size[1])  # crops show so much more than the square box, in x
+        z_px = (X[..., 2] - X[:, :1, 2]) * patch_px_per_mm[:, None] * wide * self.depth_unit
         return {
             "x_img": self.x_img[rows],
             "z_mm": z_px / batch["depth_scale"].double()[:, None],
@@ -135,14 +136,18 @@ def test_box_scale_of_training_widens_the_crop_only():
     X = people()[:1]
     (box,) = square_boxes(X, 2000.0)
     person = Predictor(Oracle(X), "cpu", box_scale=1.25)(IMAGE, box, K)
-    np.testing.assert_allclose(person.box[2:] - person.box[:2], 1.25 * (box[2:] - box[:2]), rtol=1e-5)
+    np.testing.assert_allclose(person.box[2:] - person.box[:2], 1.25 * (box[2:] - box[:2]) * [256 / 192, 1], rtol=1e-5)
     np.testing.assert_allclose(person.X_cam[:, :2], X[0, :, :2].numpy(), rtol=0.15, atol=60)
 
 
-@pytest.mark.parametrize("box, square", [((100, 200, 200, 500), (0, 200, 300, 500)), (None, (0, 0, 1000, 1000))])
-def test_boxes_are_widened_to_squares(box, square):
-    person = Predictor(Oracle(people()[:1]), "cpu")(IMAGE, box)
-    np.testing.assert_allclose(person.box, square, atol=1e-3)
+@pytest.mark.parametrize(("size", "box", "crop"), [
+    ((64, 64), (100, 200, 200, 500), (0, 200, 300, 500)), ((64, 64), None, (0, 0, 1000, 1000)),
+    ((256, 192), (100, 200, 200, 500), (-50, 200, 350, 500)),  # four to three, as in training
+    ((192, 256), (100, 200, 200, 500), (37.5, 200, 262.5, 500)), ((192, 256), (100, 200, 400, 500), (100, 150, 400, 550)),
+])  # fmt: skip
+def test_boxes_are_widened_to_the_shape_of_the_crops(size, box, crop):
+    person = Predictor(Oracle(people()[:1], size=size), "cpu")(IMAGE, box)
+    np.testing.assert_allclose(person.box, crop, atol=1e-3)
 
 
 def test_the_patch_shows_the_square():
