@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, number_within
-from lib.dataset.formats.files import findings_of, image_size, no_cameras, place_images
+from lib.dataset.annotations import Annotations
+from lib.dataset.formats.files import findings_of, image_size, labelled_pictures, place_images
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing
 
@@ -62,28 +62,15 @@ def read(root: str | Path, split: str, images: str = "") -> Annotations:
     center, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) * (BOX_MARGIN / 2)
     known = points[..., 2] > UNKNOWN
     used, image = np.unique(image, return_inverse=True)
-    folder, count = (images or name).rstrip("/"), len(image)
-    none = np.full(count, -1, np.int32)
-    return Annotations(
-        skeleton=SKELETON,
-        cameras=no_cameras(),
-        X_world=np.zeros((0, JOINTS, 3), np.float32),
-        X_valid=np.zeros((0, JOINTS), bool),
-        sequence=np.zeros(count, np.int32),
-        frame=image.astype(np.int32),
-        view=np.zeros(count, np.int32),
-        person=number_within(image),
-        image=image.astype(np.int32),
-        camera=none,
-        pose=none.copy(),
+    folder = (images or name).rstrip("/")
+    return labelled_pictures(
+        SKELETON,
+        [f"{folder}/{names[i]}" for i in used],
+        image,
         x_img=np.where(known[..., None], points[..., :2], 0).astype(np.float32),
         conf=known.astype(np.float32),
         visible=points[..., 2] >= SEEN,
         box=np.concatenate([center - half, center + half], -1).astype(np.float32),
-        images=np.array([f"{folder}/{names[i]}".encode() for i in used], dtype=bytes),
-        subjects=np.array([b""]),
-        actions=np.array([b""]),
-        subactions=np.array([b""]),
     )
 
 

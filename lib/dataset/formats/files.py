@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, number_within
 from lib.errors import DataError
 from lib.files import refuse_existing
 from lib.geometry.camera import Cameras
@@ -74,6 +74,36 @@ def no_cameras() -> Cameras:
     """Of a data set without calibration.   -> Cameras (0,)"""
     eye = torch.eye(3, dtype=torch.float64)
     return Cameras.make(eye[None], eye[None], torch.zeros(1, 3, dtype=torch.float64))[:0]
+
+
+def labelled_pictures(skeleton: str, names: Sequence[str], image: np.ndarray, **columns: np.ndarray) -> Annotations:
+    """The table of N people in single pictures of unknown cameras, with 2D labels alone.
+
+    Args:
+        skeleton: of the labels.
+        names: of the pictures, below the root.
+        image: (N,) the picture of each person, a place in `names`.
+        columns: x_img (N,J,2), conf (N,J), visible (N,J) and box (N,4), as in Annotations, and what else there is.
+    """
+    joints, count = columns["x_img"].shape[1], len(image)
+    return Annotations(
+        skeleton=skeleton,
+        cameras=no_cameras(),
+        X_world=np.zeros((0, joints, 3), np.float32),
+        X_valid=np.zeros((0, joints), bool),
+        sequence=np.zeros(count, np.int32),
+        frame=image.astype(np.int32),
+        view=np.zeros(count, np.int32),
+        person=number_within(image),
+        image=image.astype(np.int32),
+        camera=np.full(count, -1, np.int32),
+        pose=np.full(count, -1, np.int32),
+        images=np.array([name.encode() for name in names], dtype=bytes),
+        subjects=np.array([b""]),
+        actions=np.array([b""]),
+        subactions=np.array([b""]),
+        **columns,
+    )
 
 
 def need(package: str, what: str):

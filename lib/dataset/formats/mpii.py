@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations, number_within
-from lib.dataset.formats.files import findings, image_size, need, no_cameras, place_images
+from lib.dataset.annotations import Annotations
+from lib.dataset.formats.files import findings, image_size, labelled_pictures, need, place_images
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing
@@ -81,27 +81,14 @@ def read(root: str | Path, split: str, box: str = "joints") -> Annotations:
     if box == "published":
         joints = joints + 1
     names, image = np.unique([f"images/{record['image']}" for record in records], return_inverse=True)
-    count, none = len(records), np.full(len(records), -1, np.int32)
-    return Annotations(
-        skeleton=SKELETON,
-        cameras=no_cameras(),
-        X_world=np.zeros((0, JOINTS, 3), np.float32),
-        X_valid=np.zeros((0, JOINTS), bool),
-        sequence=np.zeros(count, np.int32),
-        frame=image.astype(np.int32),
-        view=np.zeros(count, np.int32),
-        person=number_within(image),
-        image=image.astype(np.int32),
-        camera=none,
-        pose=none.copy(),
+    return labelled_pictures(
+        SKELETON,
+        names,
+        image,
         x_img=joints.astype(np.float32),
         conf=known.astype(np.float32),
         visible=known,
         box=boxes.astype(np.float32),
-        images=np.array([name.encode() for name in names], dtype=bytes),
-        subjects=np.array([b""]),
-        actions=np.array([b""]),
-        subactions=np.array([b""]),
         head_px=head_px,
     )
 
