@@ -100,6 +100,7 @@ OPTIONS = {  # of one command: name -> default, what it is
     "temporal": {"batch": (256, "windows of a training step"), "channels": (1024, "channels of the network's layers")},
     "voxel": {"people": (4, "people in the frame"), "networks": (1, "0 leaves out the networks, which take minutes")},
 }
+COMPILED = ("engine", "geometry", "metrics", "model")  # that can be measured with torch.compile, too
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -115,7 +116,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             sub.add_argument(f"--{option}", type=int, default=default, metavar="N", help=f"{text} (%(default)s)")
         sub.add_argument("--rounds", type=int, default=5, help="the median of so many rounds is given (%(default)s)")
         sub.add_argument("--device", default=None, help="torch device of our contestants (default: the processor)")
-        sub.add_argument("--compile", action="store_true", help="also measure with torch.compile")
+        if name in COMPILED:
+            sub.add_argument("--compile", action="store_true", help="also measure with torch.compile")
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE")
         sub.add_argument("--check", action="store_true", help="exit status 1 when a target is missed")
     return parser.parse_args(argv)
