@@ -93,8 +93,9 @@ def test_first_call_installs_and_later_ones_start_at_once(house, tmp_path):
 
 
 def test_test_installs_the_tools_then_lints_and_tests(house):
-    steps = [line.rpartition(" -")[2] for line in house.call("test")[2]]
-    assert steps == ["r requirements-dev.txt", "m ruff check .", "m pytest"]
+    install, *steps = house.call("test")[2]
+    assert install.endswith("-r requirements-dev.txt")
+    assert steps == ["python -m ruff check .", "python -m pytest -n auto --dist loadfile"]
     assert house.call("test", "tests/test_vis.py", "-x")[2] == ["python -m pytest tests/test_vis.py -x"]
 
 
