@@ -95,7 +95,7 @@ def test_first_call_installs_and_later_ones_start_at_once(house, tmp_path):
 def test_test_installs_the_tools_then_lints_and_tests(house):
     install, *steps = house.call("test")[2]
     assert install.endswith("-r requirements-dev.txt")
-    assert steps == ["python -m ruff check .", "python -m pytest -n auto --dist loadfile"]
+    assert steps == ["python -m ruff check .", "python -m pytest -n auto --maxprocesses 8 --dist loadfile"]
     assert house.call("test", "tests/test_vis.py", "-x")[2] == ["python -m pytest tests/test_vis.py -x"]
 
 
