@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keypoints", default="", metavar="FILES", help="of lists: files of 2D poses; default: those of gt/test")
     parser.add_argument("--out", type=Path, default=Path("output/corrected"), help="folder for results; default: %(default)s")
     parser.add_argument("--form", nargs="+", choices=FORMS, default=["npz"], help="default: npz")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys to change")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="configuration keys to change")
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = parser.parse_known_args(argv)  # KEY VALUE may stand behind options
     if any(word.startswith("-") for word in rest):

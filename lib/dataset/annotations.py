@@ -388,6 +388,12 @@ def widened(box: np.ndarray, aspect: float, margin: float = 1.0, within: bool = 
     return np.concatenate([center - half, center + half], -1)
 
 
+def enlarged(box: np.ndarray, margin: float) -> np.ndarray:
+    """Boxes with the same middles and shapes, `margin` times as long on each side.   (N,4) x0 y0 x1 y1 px -> (N,4)"""
+    center, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) * (margin / 2)
+    return np.concatenate([center - half, center + half], -1)
+
+
 def check_crops(ann: Annotations) -> None:
     """DataError unless every observation has an image and a box with area."""
     if len(ann) == 0:

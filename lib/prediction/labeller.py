@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, enlarged
 from lib.dataset.formats.detector_files import read_boxes
 from lib.dataset.formats.pseudo_labels import People, names_of
 from lib.dataset.image import warp
@@ -55,7 +55,7 @@ class CropNetwork:
 
     def __call__(self, images: Sequence[np.ndarray], rows: Sequence[int]) -> list[People]:
         given = [_inside(*self.boxes(image, row), image) for image, row in zip(images, rows, strict=True)]
-        wide = [_widened(boxes, self.margin) for boxes, _ in given]
+        wide = [enlarged(boxes, self.margin) for boxes, _ in given]
         found: list[list] = [[] for _ in images]
         shapes = [image.shape for image in images]
         for shape in set(shapes):  # pictures of one size share their batches
@@ -100,7 +100,7 @@ class FrameNetwork:
         out = []
         for row, image, maps, affine in zip(rows, images, hm, hm_from_img, strict=True):
             boxes, scores = _inside(*self.boxes(image, row), image)
-            x = peaks_in(maps, affine, torch.from_numpy(_widened(boxes, self.margin)).double()).numpy()
+            x = peaks_in(maps, affine, torch.from_numpy(enlarged(boxes, self.margin)).double()).numpy()
             out.append(People(self.task.skeleton, np.full(len(boxes), row), x, boxes, scores))
         return out
 
@@ -165,8 +165,3 @@ def _inside(boxes: np.ndarray, scores: np.ndarray, image: np.ndarray) -> tuple[n
     low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], image.shape[1::-1])
     good = (high > low).all(1)
     return boxes[good], np.asarray(scores, np.float64)[good]
-
-
-def _widened(boxes: np.ndarray, margin: float) -> np.ndarray:
-    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, margin * (boxes[:, 2:] - boxes[:, :2]) / 2
-    return np.concatenate([middle - half, middle + half], 1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.dataset.annotations import Annotations
+from lib.dataset.annotations import Annotations, enlarged
 from lib.dataset.formats.files import findings_of, image_size, labelled_pictures, place_images
 from lib.errors import MALFORMED, DataError
 from lib.files import new_file, refuse_existing
@@ -59,7 +59,6 @@ def read(root: str | Path, split: str, images: str = "") -> Annotations:
             f"({PREFIX}*.json), of a split that is labelled"
         )
     points, image, box = points[keep], image[keep], box[keep]
-    center, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) * (BOX_MARGIN / 2)
     known = points[..., 2] > UNKNOWN
     used, image = np.unique(image, return_inverse=True)
     folder = (images or name).rstrip("/")
@@ -70,7 +69,7 @@ def read(root: str | Path, split: str, images: str = "") -> Annotations:
         x_img=np.where(known[..., None], points[..., :2], 0).astype(np.float32),
         conf=known.astype(np.float32),
         visible=points[..., 2] >= SEEN,
-        box=np.concatenate([center - half, center + half], -1).astype(np.float32),
+        box=enlarged(box, BOX_MARGIN).astype(np.float32),
     )
 
 

@@ -20,7 +20,7 @@ from lib.dataset.annotations import Annotations
 from lib.dataset.formats.files import findings, image_size, labelled_pictures, need, place_images
 from lib.dataset.formats.matlab import load_mat
 from lib.errors import MALFORMED, DataError
-from lib.files import new_file, refuse_existing
+from lib.files import new_file, refuse_existing, replaced
 from lib.metrics.keypoints import HEAD_BIAS
 
 log = logging.getLogger("parallax")
@@ -328,10 +328,16 @@ def write_predictions_mat(path: str | Path, x_img: np.ndarray) -> None:
     Raises:
         DataError: the shape is another, or the file exists.
     """
+    with new_file(path) as part:
+        _save_mat(part, path, x_img)
+
+
+def _save_mat(part: Path, path: str | Path, x_img: np.ndarray) -> None:
+    """What becomes `path`, under its temporary name."""
     x_img = np.asarray(x_img, dtype=np.float64)
     if x_img.ndim != 3 or x_img.shape[1:] != (JOINTS, 2) or not np.isfinite(x_img).all():
         raise DataError(f"{path}: predictions have shape {x_img.shape}, expected (N, {JOINTS}, 2) finite pixels of skeleton {SKELETON}")
-    with new_file(path) as part, open(part, "xb") as file:
+    with open(part, "xb") as file:
         need("scipy.io", f"{path}: writing it").savemat(file, {"preds": x_img + 1})
 
 
@@ -344,10 +350,10 @@ def write_predictions(folder: Path, predictions: Mapping[str, np.ndarray]) -> Pa
     """pred.mat of an evaluation's columns, in place of an earlier one; None unless they hold the joints of mpii16 in the image."""
     if "x_img" not in predictions or str(predictions.get("skeleton")) != SKELETON:
         return None
-    path, made = folder / "pred.mat", folder / ".pred.new.mat"
-    made.unlink(missing_ok=True)
-    write_predictions_mat(made, predictions["x_img"])
-    return made.replace(path)
+    path = folder / "pred.mat"
+    with replaced(path) as part:
+        _save_mat(part, path, predictions["x_img"])
+    return path
 
 
 def check(root: str | Path, split: str | None = None) -> list[str]:
