@@ -34,8 +34,9 @@ from lib.geometry.crop import crop_affine, transform_points
 from lib.models.freeze import freeze
 from lib.prediction.lifter import Lifter
 from lib.prediction.rig import RigPredictor
-from lib.skeleton import Skeleton, convert, get
+from lib.skeleton import Skeleton, get
 from lib.tasks.base import Task
+from lib.tasks.correction import as_evidence
 from lib.tasks.restore import restore
 
 __all__ = ["Correction", "Lifter", "Prediction", "Predictor", "RigPredictor"]
@@ -249,10 +250,8 @@ class Predictor:
         source = self.evidence.skeleton
         x = torch.from_numpy(np.array([p.x_img for p in people], np.float32).reshape(-1, source.num, 2))
         conf = torch.from_numpy(np.array([p.conf for p in people], np.float32).reshape(-1, source.num))
-        # Heights of peaks differ from network to network: the surest joint of a person counts in full.
-        conf = conf / conf.amax(1, keepdim=True).clamp(min=1e-6)
-        joints, present = convert(torch.cat([x, conf[..., None]], -1), source, self.skeleton)
-        return {"x_img": joints[..., :2], "conf": joints[..., 2].clamp(0, 1) * torch.as_tensor(present)}
+        x, conf = as_evidence(x, conf, source, self.skeleton)
+        return {"x_img": x, "conf": conf}
 
     @property
     def aspect(self) -> float:

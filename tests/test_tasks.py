@@ -9,6 +9,7 @@ import torch
 from lib.config import defaults, load
 from lib.dataset.formats import FORMATS
 from lib.dataset.loader import collate
+from lib.engine import checkpoint
 from lib.errors import ConfigError, DataError, WeightsError
 from lib.geometry.crop import invert, transform_points
 from lib.metrics import PoseEvaluator
@@ -140,8 +141,36 @@ def test_a_correction_brings_poses_to_the_joints_of_the_data(ann, tmp_path, monk
     seen = batch["conf"] > 0
     before, after = (value.norm(dim=-1)[seen].mean() for value in off)
     assert after < 0.3 * before and (pred["updates"] > 0).all()
-    with pytest.raises(ConfigError, match="CORRECTION.EVIDENCE"):
+    with pytest.raises(ConfigError, match="CORRECTION.NETWORK"):
         task_of(tmp_path, **{"TEST.CORRECTION": "camera"})
+
+
+def detector_file(tmp_path, **changes):
+    detector = task_of(tmp_path, **{"MODEL.HEAD": "heatmap", "LOSS.FN": "HeatmapMSELoss"} | changes)
+    path = tmp_path / "detector.pth.tar"
+    checkpoint.save(path, checkpoint.network_of(detector, detector.cfg))
+    return path
+
+
+def test_a_correction_goes_by_what_another_network_sees(ann, tmp_path, monkeypatch):
+    path = detector_file(tmp_path)
+    task = task_of(tmp_path, **{"TEST.CORRECTION": "camera", "CORRECTION.NETWORK": str(path), "CORRECTION.CAMERA.NOISE": 0.002})
+    assert not any(p.requires_grad for p in task.detector.parameters())
+    batch = task.eval_data()["valid"].__getitems__(range(8))
+    error = 3 * torch.randn(batch["x_patch"].shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(task, "predict_patch", lambda image: (batch["x_patch"] + error, torch.ones(len(image), 17)))
+    monkeypatch.setattr(task.detector, "predict_patch", lambda image: (batch["x_patch"][..., :2], 0.5 * torch.ones(len(image), 17)))
+    truth = batch["x_img"]
+    pred = task.predict(batch | {"x_img": torch.zeros_like(truth), "conf": torch.zeros_like(batch["conf"])})  # of the data nothing is read
+    off = [pred["x_img"] - truth, batch["camera"].project_cam(pred["X_cam"].double()) - truth]
+    before, after = (value.norm(dim=-1).mean() for value in off)
+    assert after < 0.3 * before
+
+
+def test_a_correction_by_a_network_of_other_crops_is_refused(tmp_path):
+    path = detector_file(tmp_path, **{"MODEL.IMAGE_SIZE": [96, 96]})
+    with pytest.raises(ConfigError, match=r"CORRECTION\.NETWORK: .*detector.pth.tar: sees crops of \(96, 96\) px"):
+        task_of(tmp_path, **{"TEST.CORRECTION": "camera", "CORRECTION.NETWORK": str(path)})
 
 
 def test_flip_test_undoes_the_mirror_of_the_crop(ann, tmp_path, monkeypatch):

@@ -73,6 +73,17 @@ def by_keypoints(
     return through_camera(cfg, X_root, x[..., :2], camera, conf, root, skeleton, lengths, tangential)
 
 
+def as_evidence(x: Tensor, conf: Tensor, source: Skeleton | str, skeleton: Skeleton | str) -> tuple[Tensor, Tensor]:
+    """What another network saw, in the joints of the poses that are corrected; joints that it lacks have no confidence.
+
+    x (N,J_in,2), conf (N,J_in) of any scale, in the joints of `source` -> (N,J,2), (N,J) 0..1
+    """
+    # Heights of peaks differ from network to network: the surest joint of a person counts in full.
+    conf = conf / conf.amax(1, keepdim=True).clamp(min=1e-6)
+    joints, present = convert(torch.cat([x, conf[..., None]], -1), source, skeleton)
+    return joints[..., :2], joints[..., 2].clamp(0, 1) * torch.as_tensor(present, device=x.device)
+
+
 def through_projector(
     cfg: Config,
     regressor: nn.Module,

@@ -32,7 +32,8 @@ from lib.registry import resolve
 from lib.skeleton import get
 from lib.tasks import data, structure
 from lib.tasks.base import Step, Task
-from lib.tasks.correction import ended, through_camera, told
+from lib.tasks.correction import as_evidence, ended, through_camera, told
+from lib.tasks.restore import restore
 from lib.weights.load import initialise
 
 HEATMAP_LOSS = "HeatmapMSELoss"
@@ -115,10 +116,6 @@ class IntegralTask(Task):
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
-        if cfg.TEST.CORRECTION == "camera" and cfg.CORRECTION.EVIDENCE == "network":
-            found = "is network, whose own 2D joints agree with its poses already; set it to labels, in which detections may be, too, or " \
-                    "give scripts/predict.py --evidence"
-            raise cfg.error("CORRECTION.EVIDENCE", found)
         self.skeleton = data.skeleton_name(cfg)
         self.model = self._network()
         initialise(self.model, cfg, self.skeleton)
@@ -130,6 +127,24 @@ class IntegralTask(Task):
         self.key_metric = (key, "min") if self.dims == 3 else ("pck2d_percent", "max")
         self.flip = torch.as_tensor(get(self.skeleton).flip.copy())
         self.structure: tuple[Clusters, ...] | None = None
+        by_network = cfg.TEST.CORRECTION == "camera" and cfg.CORRECTION.EVIDENCE == "network"
+        self.detector = self._detector() if by_network else None
+
+    def _detector(self) -> Task:
+        """The network whose 2D joints poses are corrected by, frozen."""
+        path = self.cfg.CORRECTION.NETWORK
+        if not path:
+            raise self.cfg.error(
+                "CORRECTION.NETWORK",
+                "is empty, but a network's own 2D joints agree with its poses already; give the checkpoint of a 2D network that sees the "
+                "same crops (scripts/predict.py: --evidence), or set CORRECTION.EVIDENCE labels to go by the 2D joints of the data",
+            )
+        detector = restore(path, sees=["person"])
+        if detector.image_spec.size != self.image_spec.size or detector.clip > 1:
+            found = f"{detector.clip} frames at once" if detector.clip > 1 else f"crops of {detector.image_spec.size} px"
+            expected = f"expected one of single crops of {self.image_spec.size} px, as MODEL.IMAGE_SIZE has it"
+            raise self.cfg.error("CORRECTION.NETWORK", f"{path}: sees {found}; {expected}")
+        return detector.requires_grad_(False)
 
     def _network(self) -> nn.Module:
         """The network with fresh weights, after all that reads its output and feeds it was set up."""
@@ -235,8 +250,9 @@ class IntegralTask(Task):
         Returns:
             x_img (B,J,2) px, conf (B,J) 0..1 and, from a network with depth, z_mm (B,J) relative to the root; where the batch
             knows cameras and root depths also X_cam (B,J,3) mm. As in the published protocol (Sun et al., ECCV 2018), the
-            root's depth and the camera are those of the ground truth. With TEST.CORRECTION X_cam is corrected by x_img and conf of the
-            batch; X_before (B,J,3) mm relative to the root is the pose before that, and see `lib.tasks.correction.ended`.
+            root's depth and the camera are those of the ground truth. With TEST.CORRECTION X_cam is corrected by the joints of the
+            network CORRECTION.NETWORK, or by x_img and conf of the batch; X_before (B,J,3) mm relative to the root is the pose before
+            that, and see `lib.tasks.correction.ended`.
         """
         x_patch, conf = self.predict_patch(batch["image"])
         pred = {"conf": conf, "x_img": transform_points(invert(batch["patch_from_img"]), x_patch[..., :2])}
@@ -250,11 +266,13 @@ class IntegralTask(Task):
         return pred
 
     def _corrected(self, X_cam: Tensor, batch: dict) -> dict[str, Tensor]:
-        """The poses, moved until they agree with the 2D joints of the data, and how that went.   X_cam (B,J,3) mm"""
+        """The poses, moved until they agree with the 2D joints that are gone by, and how that went.   X_cam (B,J,3) mm"""
+        x_img, conf = batch["x_img"], batch["conf"]
+        if self.detector is not None:
+            seen = self.detector.predict({key: batch[key] for key in ("image", "patch_from_img", "depth_scale")})
+            x_img, conf = as_evidence(seen["x_img"], seen["conf"], self.detector.pose_skeleton, self.skeleton)
         root = X_cam[:, get(self.skeleton).root_index]
-        found = through_camera(
-            self.cfg, X_cam - root[:, None], batch["x_img"], batch["camera"], batch["conf"], root, self.skeleton
-        )
+        found = through_camera(self.cfg, X_cam - root[:, None], x_img, batch["camera"], conf, root, self.skeleton)
         return {"X_cam": found.X_cam, "X_before": X_cam - root[:, None]} | ended(found)
 
     def predict_patch(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,7 +313,10 @@ class IntegralTask(Task):
     def _protocol(self) -> dict[str, str]:
         """What a report says about how poses came about, see `predict`."""
         protocol = {"root_depth": "of the ground truth", "intrinsics": "of the ground truth"}
-        return protocol | (told(self.cfg, "the 2D joints of the data") if self.cfg.TEST.CORRECTION == "camera" else {})
+        if self.cfg.TEST.CORRECTION == "camera":
+            source = "the data" if self.detector is None else self.cfg.CORRECTION.NETWORK
+            protocol |= told(self.cfg, f"the 2D joints of {source}")
+        return protocol
 
     def figures(self, batch: dict, pred: dict[str, Tensor], limit: int):
         rows = []
