@@ -419,6 +419,7 @@ TREE = Group("", {
     "CORRECTION": Group("Correction of 3D poses at test time by the 2D pose that is seen; TEST.CORRECTION turns it on.", {
         "EVIDENCE": Key("network", "The 2D pose that is gone by: what the network sees, or the 2D labels of the data.",
                         choices=("network", "labels")),
+        "NETWORK": Key("", "Checkpoint of a 2D network for the same crops, whose joints EVIDENCE network means in TASK integral."),
         "RULE": Key("paper", "When it ends: as the paper says, by CORRECTION.EPS_MM and TAU_MM, or after the release's one update.",
                     choices=("paper", "published")),
         "STEPS": Key(2, "Most updates of a pose.", at_least(1)),
@@ -450,6 +451,8 @@ TREE = Group("", {
         "ZOOM": Key(1.0, "Focal lengths of that arrangement, times this.", Check(lambda v: v > 0, "more than 0")),
         "PEOPLE": Key([1, 1], "Fewest and most persons in a scene; boxes and pillars stand about a single one only.", FROM_TO),
         "OBJECTS": Key(True, "Put boxes and pillars into the rooms, which hide parts of the people now and then."),
+        "LENGTH": Key(0, "Instants of a sequence; 0 = chosen so that all actions of all subjects come.", at_least(0)),
+        "STRANGERS": Key(False, "Every sequence has people of its own; else the named subjects come back in all of theirs."),
         "SEED": Key(0, "Seed of the world.", at_least(0)),
         "NATIVE": Key(False, "Make the embedded world in the layout that DATASET.DATASET names, as if it were that data set."),
         "MOTION_SECONDS": Key(240.0, "Motions without images (DATASET.DATASET keypoints_npz), in seconds per subject.", at_least(1)),

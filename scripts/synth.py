@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--zoom", type=float, default=1.0, help="focal lengths of the rig, times this (default 1)")
     parser.add_argument("--no-distortion", action="store_true", help="pinhole cameras")
     parser.add_argument("--people", type=int, nargs="+", default=[1], metavar="N", help="persons per scene, or fewest and most (default 1)")
+    parser.add_argument("--length", type=int, default=0, help="instants of a sequence (default: so that every subject does everything)")
+    parser.add_argument("--strangers", action="store_true", help="every sequence has people of its own")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core); the images do not depend on it")
     parser.add_argument(
@@ -61,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         "zoom": args.zoom,
         "seed": args.seed,
         "people": (args.people[0], args.people[-1]),
+        "length": args.length,
+        "strangers": args.strangers,
         "distortion": not args.no_distortion,
     }
     try:

@@ -343,6 +343,16 @@ def test_several_people_stand_apart_and_have_rows_of_their_own():
     assert set(np.unique(world.render(0).person)) <= {-1, 0, 1, 2}
 
 
+def test_strangers_are_met_once_and_friends_again():
+    def thighs(**options):
+        ann = World(frames=8, people=2, length=1, actions=("Greeting",), **options).annotations()
+        thigh = np.linalg.norm(ann.X_world[:, J["r_hip"]] - ann.X_world[:, J["r_knee"]], axis=-1)
+        return len(np.unique(thigh.round(1)))  # mm; of 16 persons
+
+    assert thighs() == len(SUBJECTS["train"])
+    assert thighs(strangers=True) == 16
+
+
 def test_another_skeleton_is_converted_by_name():
     native, other = (World(seed=1, frames=2, size=(32, 32), skeleton=s).annotations() for s in ("h36m17", "coco17"))
     assert other.skeleton == "coco17"

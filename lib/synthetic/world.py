@@ -81,6 +81,8 @@ class World:
         length: instants per sequence; 0 = chosen so that subjects and actions are covered.
         actions: names in lib.synthetic.actions.ACTIONS; None = all.
         objects: whether boxes and pillars stand about that may hide people.
+        strangers: every sequence has people of its own, and the names of subjects stand for their cameras alone; else the named
+            subjects come back, and in scenes of several people so do the others.
 
     Raises:
         ConfigError: an unknown split, rig, action or skeleton.
@@ -102,6 +104,7 @@ class World:
         actions: tuple[str, ...] | None = None,
         objects: bool = True,
         zoom: float = 1.0,
+        strangers: bool = False,
     ):
         if split not in SUBJECTS:
             raise unknown(split, SUBJECTS, "split of the synthetic world")
@@ -131,6 +134,7 @@ class World:
             "actions": tuple(actions or ACTIONS),
             "objects": bool(objects),
             "zoom": float(zoom),
+            "strangers": bool(strangers),
         }
         self.__dict__.update(self.arguments)
         self._cache: OrderedDict[int, Sequence] = OrderedDict()
@@ -285,7 +289,7 @@ class World:
     def _pose(self, s: int, painted: bool) -> Sequence:
         plan, rng = self.plans[s], self._rng("sequence", self.split, s)
         t = np.arange(plan.length) / self.fps
-        cast = self._cast(plan.subject, int(self.crowd[s]))
+        cast = self._cast(s)
         standing = [a for a in self.actions if a not in SEATED] or list(self.actions)
         acts = [plan.action] + [standing[rng.integers(len(standing))] for _ in cast[1:]]
         people, poses, motions = [], [], []
@@ -313,8 +317,11 @@ class World:
         depth = np.stack([joint_depth(p.body) for p in people])
         return Sequence(people, assemble(people, poses), joints, depth, place, room.Boxes.join(boxes), {})
 
-    def _cast(self, subject: str, people: int) -> list[str]:
-        """The people of a scene: the named subject, then others of the same split."""
+    def _cast(self, s: int) -> list[str]:
+        """The people of sequence `s`: the named subject, then others of the same split; or strangers."""
+        subject, people = self.plans[s].subject, int(self.crowd[s])
+        if self.strangers:
+            return [f"{self.split}-{s}-{k}" for k in range(people)]
         if self.split == "pretrain":
             pool = [f"{subject}{chr(98 + k)}" for k in range(people - 1)]
         else:

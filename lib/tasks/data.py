@@ -61,7 +61,7 @@ def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] 
     root, synth = Path(cfg.DATASET.ROOT), cfg.SYNTH
     counts = {"pretrain": synth.PRETRAIN, "train": synth.TRAIN, "valid": synth.VALID}
     world = counts | {"size": tuple(synth.SIZE), "rig": synth.RIG, "seed": synth.SEED, "people": tuple(synth.PEOPLE)}
-    world |= {"objects": synth.OBJECTS, "zoom": synth.ZOOM}
+    world |= {"objects": synth.OBJECTS, "zoom": synth.ZOOM, "length": synth.LENGTH, "strangers": synth.STRANGERS}
     if cfg.DATASET.DATASET == "synthetic":
         ensure(root, **world)
     elif synth.NATIVE:

@@ -276,7 +276,7 @@ def origin(world: World) -> dict:
 
 
 def check_same(root: Path, split: str, found: dict | None, wanted: dict) -> None:
-    found = {"zoom": 1.0} | (found or {})  # worlds made before there was a choice
+    found = {"zoom": 1.0, "strangers": False} | (found or {})  # worlds made before there was a choice
     for key, value in wanted.items():
         if found.get(key) != value:
             raise DataError(
