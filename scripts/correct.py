@@ -72,7 +72,6 @@ def correct(args: argparse.Namespace) -> int:
     from lib.files import refuse_existing
     from lib.prediction import saved_poses
 
-    check_folder(args.out)
     for name in (saved_poses.RESULTS, saved_poses.TABLE) if "npz" in args.form else ():
         refuse_existing(args.out / name)
     projector = saved_poses.SavedProjector.read(args.checkpoint, args.overrides)
@@ -80,6 +79,7 @@ def correct(args: argparse.Namespace) -> int:
         poses = saved_poses.read_lists(args.poses, args.coarse, args.keypoints)
     else:
         poses = saved_poses.read_predictions(args.poses, args.evidence)
+    check_folder(args.out)
     started = time.perf_counter()
     found = projector.correct(poses)
     ms = 1000 * (time.perf_counter() - started) / max(len(poses.X), 1)
@@ -101,8 +101,8 @@ def correct(args: argparse.Namespace) -> int:
 def rewrite(args: argparse.Namespace) -> int:
     from lib.prediction import saved_poses
 
-    check_folder(args.out)
     poses, made = saved_poses.as_saved(args.poses)
+    check_folder(args.out)
     saved_poses.save_actions(args.out, poses, poses.skeleton, made)
     print(f"{len(poses.X)} poses, {', '.join(made)}, as the release's CSV files: {args.out}")
     return 0

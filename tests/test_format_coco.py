@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lib.config import defaults
 from lib.dataset import load
 from lib.dataset.annotations import without_3d
 from lib.dataset.formats import coco
@@ -60,7 +61,7 @@ def test_real_people(real):
 
 def test_crops_of_real_people(real):
     spec = ImageSpec((48, 64))
-    batch = CropSamples(in_proportion(load("coco", real, "val"), spec), real, spec).__getitems__([0, 1, 2])
+    batch = CropSamples(in_proportion(defaults(), load("coco", real, "val"), spec), real, spec).__getitems__([0, 1, 2])
     assert batch["has_depth"].tolist() == [0, 0, 0] and (batch["image"].float().std((1, 2, 3)) > 10).all()
     x = batch["x_patch"][batch["valid"] > 0][:, :2]
     assert (x > 1).all() and (x[:, 0] < 47).all() and (x[:, 1] < 63).all()
@@ -86,7 +87,7 @@ def test_boxes_are_cut_off_at_the_image_then_widened_to_the_shape_of_the_crop(tm
     for row, center, size in ((0, [29.5, 49.5], [39, 59]), (1, [174.5, 29.5], [49, 59])):  # 10..49 by 20..79, 150..199 by 0..59
         half = 1.25 / 2 * np.array(size)
         np.testing.assert_allclose(ann.box[row], [*(center - half), *(center + half)], rtol=1e-6)
-    tall, square = (in_proportion(ann, ImageSpec(shape)).box[0] for shape in ((48, 64), (64, 64)))
+    tall, square = (in_proportion(defaults(), ann, ImageSpec(shape)).box[0] for shape in ((48, 64), (64, 64)))
     np.testing.assert_allclose(tall[2:] - tall[:2], [1.25 * 0.75 * 59, 1.25 * 59], rtol=1e-6)
     np.testing.assert_allclose(square[2:] - square[:2], [1.25 * 59, 1.25 * 59], rtol=1e-6)
 

@@ -9,6 +9,7 @@ import pytest
 import scipy.io
 import torch
 
+from lib.config import defaults
 from lib.config import load as load_config
 from lib.dataset import load
 from lib.dataset.annotations import concat
@@ -84,7 +85,7 @@ def test_crops_are_as_wide_as_the_network_asks_and_no_wider(real, shape, size):
     raw = records(real, "train")
     raw[0]["joints"] = [[101 + 40 * (k % 2), 51 + 16 * k] for k in range(16)]
     rewrite(real, raw[:1], "train")
-    box = data.in_proportion(load("mpii", real, "train"), ImageSpec(shape)).box[0]
+    box = data.in_proportion(defaults(), load("mpii", real, "train"), ImageSpec(shape)).box[0]
     np.testing.assert_allclose(box[2:] - box[:2], size, rtol=1e-5)
     raw[0]["joints"] = [[101, 51 + 16 * k] for k in range(16)]  # one above the other
     rewrite(real, raw[:1], "train")

@@ -145,6 +145,14 @@ def test_a_correction_brings_poses_to_the_joints_of_the_data(ann, tmp_path, monk
         task_of(tmp_path, **{"TEST.CORRECTION": "camera"})
 
 
+@pytest.mark.parametrize("fit", ["around", "within"])
+def test_crops_of_all_views_fit_boxes_as_single_ones_do(ann, tmp_path, fit):
+    options = {"MODEL.IMAGE_SIZE": [64, 96], "DATASET.BOX_FIT": fit}
+    single = task_of(tmp_path, **options).train_data()["train"].ann.box
+    online = {"TASK": "epipolar", "EPIPOLAR.TEACHER": "annotation", "EPIPOLAR.LABELS": "online"}
+    np.testing.assert_array_equal(task_of(tmp_path, **options | online).train_data()["train"].ann.box, single)
+
+
 def detector_file(tmp_path, **changes):
     detector = task_of(tmp_path, **{"MODEL.HEAD": "heatmap", "LOSS.FN": "HeatmapMSELoss"} | changes)
     path = tmp_path / "detector.pth.tar"

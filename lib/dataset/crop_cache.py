@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.dataset.annotations import Annotations, check_crops
+from lib.dataset.annotations import Annotations, check_crops, enlarged
 from lib.dataset.image import read_bgr
 from lib.errors import MALFORMED, DataError
 from lib.geometry.crop import compose, invert, transform_points
@@ -160,8 +160,7 @@ def open_cache(
 def _regions(ann: Annotations, margin: float, box_scale: float) -> np.ndarray:
     """The enlarged boxes, (levels * N, 4) x0 y0 x1 y1 px, in float64."""
     box = ann.box.astype(np.float64)
-    center, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) / 2 * (box_scale * margin)
-    return np.concatenate([np.concatenate([center - half * level, center + half * level], 1) for level in LEVELS])
+    return np.concatenate([enlarged(box, box_scale * margin * level) for level in LEVELS])
 
 
 def _identity(ann: Annotations, names: np.ndarray) -> str:

@@ -121,14 +121,14 @@ def crops(cfg: Config, ann: Annotations, spec: ImageSpec, augment: Augment | Non
     """
     shown, labelled = ann.visible.sum(1), (ann.conf > 0).sum(1)
     shown = (shown > 1) | (labelled == 0) | ((shown == labelled) & (augment is None))
-    ann = in_proportion(ann if shown.all() else ann.select(shown), spec, cfg.DATASET.BOX_FIT == "within")
+    ann = in_proportion(cfg, ann if shown.all() else ann.select(shown), spec)
     cache = crop_cache(cfg, ann) if augment is not None else None
     return CropSamples(ann, cfg.DATASET.ROOT, spec, augment, depth_mm, cfg.DATASET.BOX_SCALE, cfg.SEED, cache)
 
 
-def in_proportion(ann: Annotations, spec: ImageSpec, within: bool = False) -> Annotations:
-    """The table with boxes as wide and high as the network's input, so that crops do not stretch people; within: see `widened`."""
-    return dataclasses.replace(ann, box=widened(ann.box, spec.size[0] / spec.size[1], within=within))
+def in_proportion(cfg: Config, ann: Annotations, spec: ImageSpec) -> Annotations:
+    """The table with boxes as wide and high as the network's input, so that crops do not stretch people; DATASET.BOX_FIT says how."""
+    return dataclasses.replace(ann, box=widened(ann.box, spec.size[0] / spec.size[1], within=cfg.DATASET.BOX_FIT == "within"))
 
 
 def crop_cache(cfg: Config, ann: Annotations) -> CropCache | None:

@@ -118,7 +118,7 @@ class EpipolarTask(IntegralTask):
 
     def views(self, ann: Annotations) -> ViewSamples:
         """The synchronised crops of one person, as many as EPIPOLAR.PAIRS asks for."""
-        cfg, ann = self.cfg, data.in_proportion(ann, self.image_spec)
+        cfg, ann = self.cfg, data.in_proportion(self.cfg, ann, self.image_spec)
         return ViewSamples(
             ann,
             cfg.DATASET.ROOT,
@@ -212,7 +212,8 @@ class EpipolarTask(IntegralTask):
                 raise WeightsError(
                     f"{teacher}: the teacher cannot be read ({error.strerror}); train a 2D network first, and set EPIPOLAR.TEACHER to it"
                 ) from error
-        options = [*options, teacher == ANNOTATION, self.cfg.DATASET.BOX_SCALE, self.skeleton]
+        crop = self.cfg.DATASET
+        options = [*options, teacher == ANNOTATION, crop.BOX_SCALE, crop.BOX_FIT, self.skeleton]
         if teacher != ANNOTATION and (values := assumed(teacher, self.cfg)):
             options.append(values)
         digest.update(json.dumps(options).encode())
@@ -226,7 +227,7 @@ class EpipolarTask(IntegralTask):
         if teacher is None:
             return ann.x_img, ann.conf
         device = next(self.model.parameters()).device
-        shown = data.in_proportion(ann, teacher.image_spec)
+        shown = data.in_proportion(self.cfg, ann, teacher.image_spec)
         crops = CropSamples(shown, self.cfg.DATASET.ROOT, teacher.image_spec, box_scale=self.cfg.DATASET.BOX_SCALE)
         x_img = np.zeros_like(ann.x_img)
         conf = np.zeros_like(ann.conf)

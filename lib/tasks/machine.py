@@ -170,7 +170,7 @@ class MachineTask(IntegralTask):
 
     def clips(self, cfg, ann: Annotations, train: bool) -> ClipSamples:
         """Clips of MACHINE.CLIP frames; in training they begin anywhere, in evaluation every frame is judged once."""
-        m, ann = self.cfg.MACHINE, data.in_proportion(ann, self.image_spec)
+        m, ann = self.cfg.MACHINE, data.in_proportion(cfg, ann, self.image_spec)
         return ClipSamples(
             ann,
             cfg.DATASET.ROOT,
