@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from lib.errors import GeometryError
-from lib.metrics.procrustes import procrustes
+from lib.metrics.columns import columns, mean_joints, some_joints, sum_joints
+from lib.metrics.procrustes import procrustes, transformed
 
 PCK_MM = 150.0
-AUC_MM = tuple(5.0 * k for k in range(31))  # 0, 5, ..., 150 mm (MPI-INF-3DHP, Mehta et al., 3DV 2017)
+AUC_STEP_MM = 5.0
+AUC_MM = tuple(AUC_STEP_MM * k for k in range(31))  # 0, 5, ..., 150 mm (MPI-INF-3DHP, Mehta et al., 3DV 2017)
 CHUNK = 4096  # poses; the tables of 4096 poses x 17 joints stay in a core's cache
 
 LIMBS = tuple(f"{side}_{part}" for side in "rl" for part in ("hip", "knee", "ankle", "shoulder", "elbow", "wrist"))
@@ -59,10 +61,10 @@ def scaled_joint_errors(
     """
     pred, gt, valid = _inputs(pred, gt, root, valid)
     pred, gt = _centred(pred, root), _centred(gt, root)
-    p, g = _subset(pred, joints), _subset(gt, joints)
-    weight = None if valid is None else _subset(valid[..., None], joints)
+    p, g = some_joints(pred, joints), some_joints(gt, joints)
+    weight = None if valid is None else some_joints(valid[..., None], joints)
     p = p if weight is None else p * weight
-    scale = (p * g).sum((1, 2)) / p.square().sum((1, 2)).clamp_min(torch.finfo(p.dtype).tiny)
+    scale = sum_joints(p * g).sum(1) / sum_joints(p.square()).sum(1).clamp_min(torch.finfo(p.dtype).tiny)
     return _masked(length(scale[:, None, None] * pred - gt), valid)
 
 
@@ -86,8 +88,8 @@ def mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = Non
 def pa_mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
     """Mean error after the similarity fitted to the same joints (Protocol 2); the root plays no part.    -> (N,) mm"""
     pred, gt, valid = _inputs(pred, gt, None, valid)
-    valid = None if valid is None else _subset(valid, joints)
-    return mean_over(aligned_joint_errors(_subset(pred, joints), _subset(gt, joints), valid))
+    valid = None if valid is None else some_joints(valid, joints)
+    return mean_over(aligned_joint_errors(some_joints(pred, joints), some_joints(gt, joints), valid))
 
 
 def n_mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
@@ -111,17 +113,17 @@ def n_mpjpe_procrustes(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor
 
 def pck3d(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
     """Fraction of joints with a root-relative error below (strictly) 150 mm; the root counts as correct.    -> (N,)"""
-    return fraction_below(joint_errors(pred, gt, root, valid), (PCK_MM,), joints)
+    return fraction_below(joint_errors(pred, gt, root, valid), PCK_MM, joints)
 
 
 def auc3d(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
     """Mean of the fractions below the 31 thresholds 0, 5, ..., 150 mm.    -> (N,)"""
-    return fraction_below(joint_errors(pred, gt, root, valid), AUC_MM, joints)
+    return area_below(joint_errors(pred, gt, root, valid), joints)
 
 
 def n_pck3d(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
     """As pck3d after the best scale of the prediction (NPCK, Rhodin et al., CVPR 2018).    -> (N,)"""
-    return fraction_below(scaled_joint_errors(pred, gt, root, valid, joints), (PCK_MM,), joints)
+    return fraction_below(scaled_joint_errors(pred, gt, root, valid, joints), PCK_MM, joints)
 
 
 Metric = Callable[..., Tensor]
@@ -139,22 +141,27 @@ METRICS: dict[str, Metric] = {
 
 def mean_over(errors: Tensor, joints: Sequence[int] | None = None) -> Tensor:
     """Mean over the joints that have a value (NaN: none), optionally of a subset.    (N,J) -> (N,)"""
-    errors = _subset(errors, joints)
-    mean = errors.mean(dim=1)
+    errors = some_joints(errors, joints)
+    mean = mean_joints(errors)
     return errors.nanmean(dim=1) if mean.isnan().any() else mean  # the plain mean is several times faster
 
 
-def fraction_below(errors: Tensor, thresholds: Sequence[float], joints: Sequence[int] | None = None) -> Tensor:
-    """Fraction of joints with an error strictly below a threshold, averaged over the thresholds.    (N,J) -> (N,)"""
-    errors = _subset(errors, joints)
-    known = errors.shape[1] - errors.isnan().sum(1)
-    if len(thresholds) == 1:
-        below = (errors < thresholds[0]).sum(1)
-    else:  # the number of thresholds above each error; NaN sorts behind all of them
-        errors = errors.contiguous()
-        limits = torch.tensor(thresholds, dtype=errors.dtype, device=errors.device)
-        below = (len(thresholds) - torch.bucketize(errors, limits, right=True)).sum(1)
-    return below.to(errors.dtype) / (known * len(thresholds))
+def fraction_below(errors: Tensor, threshold: float, joints: Sequence[int] | None = None) -> Tensor:
+    """Fraction of the joints that have a value with an error strictly below a threshold.    (N,J) -> (N,)"""
+    errors = some_joints(errors, joints)
+    return sum_joints(errors < threshold).to(errors.dtype) / _known(errors)
+
+
+def area_below(errors: Tensor, joints: Sequence[int] | None = None) -> Tensor:
+    """Mean of the fractions below the thresholds AUC_MM.    (N,J) -> (N,)"""
+    errors = some_joints(errors, joints)
+    reached = (errors.nan_to_num(torch.inf) / AUC_STEP_MM).floor_()  # the last threshold that an error is not below; thresholds are even
+    return sum_joints(reached.neg_().add_(len(AUC_MM) - 1).clamp_(min=0)) / (_known(errors) * len(AUC_MM))
+
+
+def _known(errors: Tensor) -> Tensor:
+    """Joints that have a value.    (N,J) -> (N,)"""
+    return errors.shape[1] - sum_joints(errors.isnan())
 
 
 def _inputs(
@@ -165,7 +172,7 @@ def _inputs(
         raise GeometryError(
             f"pose metric: pred has shape {tuple(pred.shape)} and gt {tuple(gt.shape)}; expected the same (N, J, 3)"
         )
-    pred, gt = pred.double(), gt.double()
+    pred, gt = columns(pred), columns(gt)
     if valid is None:
         return pred, gt, None
     if valid.shape != pred.shape[:2]:
@@ -184,11 +191,11 @@ def _procrustes(
     pred: Tensor, gt: Tensor, valid: Tensor | None, joints: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """All joints after the similarity fitted to `joints`, and its scale; NaN for poses with fewer than three."""
-    mask = None if valid is None else _subset(valid, joints)
-    R, t, scale = procrustes(_subset(pred, joints), _subset(gt, joints), mask)
+    mask = None if valid is None else some_joints(valid, joints)
+    R, t, scale = procrustes(some_joints(pred, joints), some_joints(gt, joints), mask)
     if mask is not None:
         scale = scale.masked_fill(mask.sum(1) < 3, torch.nan)
-    return torch.baddbmm(t[:, None], pred, (scale[:, None, None] * R).mT), scale
+    return transformed(scale[:, None, None] * R, t, pred), scale
 
 
 def _centred(X: Tensor, root: int | None) -> Tensor:
@@ -203,7 +210,3 @@ def length(X: Tensor) -> Tensor:
 
 def _masked(errors: Tensor, valid: Tensor | None) -> Tensor:
     return errors if valid is None else errors.masked_fill(~valid, torch.nan)
-
-
-def _subset(x: Tensor, joints: Sequence[int] | None) -> Tensor:
-    return x if joints is None else x.index_select(1, torch.tensor(list(joints), device=x.device))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lib.geometry.alignment import similarity
+from lib.metrics.columns import mean_joints, sum_joints
 
 NEWTON_STEPS = 12
 # Slope of the normalised quartic at its root: the product of the distances to the other roots, about 1 for a person.
@@ -30,9 +31,10 @@ def procrustes(X: Tensor, Y: Tensor, valid: Tensor | None = None) -> tuple[Tenso
     X0, mean_X = _moments(X, valid)
     Y0, mean_Y = _moments(Y, valid)
     tiny = torch.finfo(X.dtype).tiny
-    size_X = X0.square().sum((1, 2)).clamp_min(tiny)
-    size_Y = Y0.square().sum((1, 2)).clamp_min(tiny)
-    M = (X0.mT @ Y0) / (size_X * size_Y).sqrt()[:, None, None]  # entries and eigenvalues now lie in [-1, 1]
+    size_X = sum_joints(X0.square()).sum(1).clamp_min(tiny)
+    size_Y = sum_joints(Y0.square()).sum(1).clamp_min(tiny)
+    M = torch.stack([sum_joints(X0[..., axis, None] * Y0) for axis in range(3)], 1)  # X0^T Y0
+    M = M / (size_X * size_Y).sqrt()[:, None, None]  # entries and eigenvalues now lie in [-1, 1]
     R, eigenvalue, slope = _rotation(M)
     scale = eigenvalue * (size_Y / size_X).sqrt()
     hard = (slope < MIN_SLOPE).nonzero()[:, 0]
@@ -40,17 +42,25 @@ def procrustes(X: Tensor, Y: Tensor, valid: Tensor | None = None) -> tuple[Tenso
         weight = None if valid is None else valid[hard].to(X.dtype)
         R_hard, _, scale_hard = similarity(X[hard], Y[hard], weight)
         R, scale = R.index_copy(0, hard, R_hard), scale.index_copy(0, hard, scale_hard)
-    t = mean_Y - scale[:, None] * (R @ mean_X[..., None])[..., 0]
+    t = transformed(-scale[:, None, None] * R, mean_Y, mean_X[:, None])[:, 0]
     return R, t, scale
+
+
+def transformed(A: Tensor, t: Tensor, X: Tensor) -> Tensor:
+    """X A^T + t of each pose, in the memory layout of X.   A (N,3,3), t (N,3), X (N,J,3) -> (N,J,3)"""
+    out = t[:, None]
+    for axis in range(3):
+        out = torch.addcmul(out, X[..., axis, None], A[:, None, :, axis])
+    return out
 
 
 def _moments(X: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Points minus their mean (zero where not valid), and the mean."""
     if valid is None:
-        mean = X.mean(1)
+        mean = mean_joints(X)
         return X - mean[:, None], mean
     weight = valid.to(X.dtype)[..., None]
-    mean = (X * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+    mean = sum_joints(X * weight) / sum_joints(weight).clamp_min(1.0)
     return (X - mean[:, None]) * weight, mean
 
 
@@ -79,4 +89,4 @@ def _rotation(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     BtB = (B[:, :, None] * B[:, None]).sum(0)
     BBtB = (B[:, :, None] * BtB[None]).sum(1)
     R = ((kappa + square) * B + x * cofactors - BBtB) / (slope / 8).clamp_min(torch.finfo(x.dtype).tiny)
-    return R.permute(2, 0, 1).contiguous(), x, slope
+    return R.permute(2, 0, 1), x, slope
