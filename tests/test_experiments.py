@@ -155,7 +155,8 @@ def crowd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crowd") / "world"
     tiny = {name: value for name, value in SMALL.items() if name != "MODEL.DEPTH_RES"} | {"SYNTH.PRETRAIN": 0, "SYNTH.TRAIN": 3}
     tiny |= {"VOXEL.CUBES": [16, 16, 8], "VOXEL.PERSON_CUBES": [16, 16, 16], "MODEL.IMAGE_SIZE": [96, 64], "TRAIN.BATCH_SIZE": 2}
-    world = {"SYNTH.NATIVE": True, "SYNTH.RIG": "panoptic5", "SYNTH.ZOOM": 1.0, "SYNTH.PEOPLE": [2, 3], "SYNTH.OBJECTS": False}
+    world = {"SYNTH.NATIVE": True, "SYNTH.RIG": "panoptic5", "SYNTH.ZOOM": 1.0, "SYNTH.PEOPLE": [2, 3], "SYNTH.OBJECTS": False,
+             "SYNTH.LENGTH": 0, "SYNTH.STRANGERS": False}  # fmt: skip
     return tiny | world | {"DATASET.ROOT": str(folder), "DATASET.OPTIONS": {"interval": 1}}
 
 
