@@ -217,6 +217,31 @@ def test_mirrored_frames_give_the_same_heatmaps_to_the_space(settings):
     assert (hm - mirrored).abs().max() < 0.35 * mirrored.abs().max()  # pictures are warped, so equal but for their edges
 
 
+def test_flip_test_averages_what_the_mirrored_picture_shows(settings):
+    """A network that sees all joints one cell too far right, and some brighter than those of the other side, errs the other way there."""
+
+    class Shifted(torch.nn.Module):
+        def forward(self, image):
+            maps = torch.zeros(len(image), 15, image.shape[-2] // 8, image.shape[-1] // 8)
+            bright = torch.nn.functional.avg_pool2d(image.mean(1), 8) > 0
+            maps[:, :, :, 1:] = bright[:, None, :, :-1].float()
+            return maps * torch.where(torch.arange(15) > 8, 1.0, 0.5)[:, None, None]
+
+    batch = batch_of(task_of(settings), 1)
+    image = torch.zeros_like(batch["image"])
+    image[..., 40:48] = 255  # the sixth column of cells; of the others black, which lies below 0
+    seen = {}
+    for flip in (False, True):
+        task = task_of(settings, **{"TEST.FLIP_TEST": flip}).eval()
+        task.model.backbone = Shifted()
+        seen[flip] = task.heatmaps(batch | {"image": image})[0][0, 0]
+    assert (seen[False].sum(1).argmax(-1) == 6).all() and (seen[False][9:].amax() == 2 * seen[False][:9].amax())
+    columns = seen[True].sum(1)  # (J,w)
+    assert (columns[:, [5, 6]] > 0).all() and columns[:, [4, 7]].abs().max() == 0  # one look errs to the right, the other to the left
+    left, right = columns[:, 5] / columns[task.flip, 5], columns[:, 6] / columns[task.flip, 6]
+    torch.testing.assert_close(left, right.reciprocal())  # joints are found at their own side in both
+
+
 @pytest.mark.parametrize("changes", [{"VOXEL.PARTS": ["backbone"]}, {}, KEYPOINTS], ids=["backbone", "network", "keypoints"])
 def test_a_run_is_judged_and_its_checkpoint_restored(settings, changes):
     cfg = defaults().with_values(settings | changes | {"EXP_NAME": "-".join(changes) or "all", "VOXEL.THRESHOLD": 0.0})

@@ -33,6 +33,7 @@ from lib.skeleton import get
 from lib.tasks import data
 from lib.tasks.base import Step, Task
 from lib.tasks.integral import build_model as build_backbone
+from lib.tasks.integral import mirror
 from lib.weights.adapters import Checkpoint
 from lib.weights.load import initialise
 
@@ -206,7 +207,10 @@ class VoxelPoseTask(Task):
         if self.cfg.CHANNELS_LAST:
             image = image.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and "backbone" in self.parts):
-            hm = self.model.backbone(image).float().unflatten(0, batch["image"].shape[:2])
+            hm = self.model.backbone(image).float()
+            if self.cfg.TEST.FLIP_TEST and not self.training:
+                hm = (hm + mirror(self.model.backbone(mirror(image)).float())[:, self.flip]) / 2
+        hm = hm.unflatten(0, batch["image"].shape[:2])
         mirrored = batch["flipped"][:, None, None, None, None]
         hm = torch.where(mirrored, hm[:, :, self.flip], hm)
         return hm, self._hm_from_img(batch, (hm.shape[-1], hm.shape[-2]))
