@@ -369,6 +369,7 @@ def test_another_skeleton_is_converted_by_name():
         ({"actions": ("Waling",)}, ConfigError, "did you mean Walking"),
         ({"frames": 0}, DataError, "frames is 0"),
         ({"size": (64, -1)}, DataError, "height is -1"),
+        ({"length": -5}, DataError, "length is -5"),
     ],
 )
 def test_wrong_arguments_are_answered(options, error, text):

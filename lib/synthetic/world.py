@@ -86,7 +86,7 @@ class World:
 
     Raises:
         ConfigError: an unknown split, rig, action or skeleton.
-        DataError: a number that is not positive.
+        DataError: a number that is not positive, or a negative length.
     """
 
     def __init__(
@@ -113,6 +113,8 @@ class World:
         for name, value in numbers.items():
             if value <= 0:
                 raise DataError(f"synthetic world: {name} is {value}, expected a positive number")
+        if length < 0:
+            raise DataError(f"synthetic world: length is {length}, expected a number of instants, or 0 to have it chosen")
         if most < fewest:
             raise DataError(f"synthetic world: people from {fewest} to {most}, expected the fewest first")
         skeletons.get(skeleton)  # unknown names are answered now, not after an hour
