@@ -17,7 +17,7 @@ import numpy as np
 
 from lib.errors import DataError
 
-_PLAIN_KINDS = "biufcSU"  # booleans, numbers, texts
+_PLAIN_KINDS = "biufSU"  # booleans, real numbers, texts
 
 
 class Record:
@@ -47,10 +47,14 @@ class _Type:
     def dtype(self) -> np.dtype:
         if self.code in ("O", "O8", "|O"):
             return np.dtype(object)
-        kind = np.dtype(self.code)
-        if kind.kind not in _PLAIN_KINDS or kind.fields or kind.subdtype:
-            raise pickle.UnpicklingError(f"holds an array of type {self.code!r}; expected numbers, booleans or text")
+        kind = _plain(np.dtype(self.code))
         return kind.newbyteorder(self.order) if self.order in "<>" else kind
+
+
+def _plain(kind: np.dtype) -> np.dtype:
+    if kind.kind not in _PLAIN_KINDS or kind.fields or kind.subdtype:
+        raise pickle.UnpicklingError(f"holds an array of type {kind}; expected real numbers, booleans or text")
+    return kind
 
 
 class _Array:
@@ -213,6 +217,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
             if dtype.kind != "O" or not isinstance(value, np.ndarray) or value.dtype.kind != "O" or value.shape != shape:
                 raise pickle.UnpicklingError(f"{name} holds something else than an array of objects of shape {shape}")
             return value
+        _plain(dtype)
     with archive.open(name) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 

@@ -310,6 +310,20 @@ def test_damaged_files_are_named(made, tmp_path, cut):
             h36m.read(tmp_path, Path(name).stem)
 
 
+def test_cameras_and_numbers_that_cannot_be(made, tmp_path):
+    data = records(made / "annot" / "flat.pkl")
+    data[3]["fl"] = np.array([[1000.0], [0.0]])
+    dump(tmp_path / "annot" / "x.pkl", data)
+    with pytest.raises(DataError, match=r"x.pkl: record 3: focal lengths \(fl or cam.f\) \[1000.0, 0.0\] px, expected positive"):
+        h36m.read(tmp_path, "x")
+    data[3]["fl"] = np.array([1000.0, 1000.0j])
+    dump(tmp_path / "annot" / "x.pkl", data)
+    np.savez(tmp_path / "x.npz", boxes=np.zeros(3, np.complex64))
+    for read in (lambda: h36m.read(tmp_path, "x"), lambda: unpickle.load_npz(tmp_path / "x.npz")):
+        with pytest.raises(DataError, match=r"type complex\d+; expected real numbers"):
+            read()
+
+
 def test_damaged_bytes_raise_nothing_else(made, tmp_path):
     whole = (made / "annot" / "flat.pkl").read_bytes()
     rng = np.random.default_rng(0)

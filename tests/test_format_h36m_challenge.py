@@ -187,12 +187,17 @@ def test_damage_is_told(world, root):
     assert "none of the folders" in h36m_challenge.check(root / "Val")[0]
 
 
-def test_sizes_of_images(tmp_path, samples):
+def test_sizes_of_images(tmp_path):
     for name in ("a.jpg", "b.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((30, 50, 3), np.uint8))
         assert files.image_size(tmp_path / name) == (50, 30)
     (tmp_path / "c.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:10])
     assert files.image_size(tmp_path / "c.jpg") == files.image_size(tmp_path / "none.jpg") == (0, 0)
+    (tmp_path / "d.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\0" + b"\xff" * 30)  # a segment without even its length would be read forever
+    assert files.image_size(tmp_path / "d.jpg") == (0, 0)
+
+
+def test_sizes_of_real_images(samples):
     for path in (samples / "h36m").rglob("*.jpg"):
         image = cv2.imread(str(path))
         assert files.image_size(path) == (image.shape[1], image.shape[0])

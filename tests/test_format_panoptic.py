@@ -215,6 +215,7 @@ def test_what_is_wrong_is_named(copy, tree):
         ("[]", "not a pose file"),
         ('{"bodies": [{"id": 0}]}', "no 'joints19'"),
         ('{"bodies": [{"id": 0, "joints19": [1, 2]}]}', "holds 2 numbers, expected 76"),
+        (good.replace('"id": 0', '"id": 99999999999999999999'), "too large"),
         (good.replace("[", "[NaN, ", 2).replace("[NaN, ", "[", 1), "joints19"),
     ):
         file.write_text(text)

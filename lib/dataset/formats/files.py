@@ -131,7 +131,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
                     if 0xC0 <= mark[1] <= 0xCF and mark[1] not in (0xC4, 0xC8, 0xCC):  # frame header
                         head = file.read(7)
                         return int.from_bytes(head[5:7], "big"), int.from_bytes(head[3:5], "big")
-                    file.seek(int.from_bytes(file.read(2), "big") - 2, os.SEEK_CUR)
+                    length = int.from_bytes(file.read(2), "big")  # of the segment, these two bytes among them
+                    if length < 2:
+                        break
+                    file.seek(length - 2, os.SEEK_CUR)
     except (OSError, ValueError):  # a name with a null byte, for example
         return 0, 0
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

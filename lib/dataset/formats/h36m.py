@@ -322,7 +322,12 @@ class _Taker:
 
         n = len(self.records)
         K = np.tile(np.eye(3), (n, 1, 1))
-        K[:, (0, 1), (0, 1)], K[:, :2, 2] = of("f", (2,), "fl"), of("c", (2,), "c_p")
+        focal, K[:, :2, 2] = of("f", (2,), "fl"), of("c", (2,), "c_p")
+        if not (focal > 0).all():
+            row = np.flatnonzero(~(focal > 0).all(1))[0]
+            found = f"focal lengths (fl or cam.f) {focal[row].tolist()} px"
+            raise DataError(f"{self.path}: record {row}: {found}, expected positive ones; get the complete file")
+        K[:, (0, 1), (0, 1)] = focal
         k, p = of("k", (3,), default=np.zeros(3)), of("p", (2,), default=np.zeros(2))
         return K, of("R", (3, 3)), of("T", (3,)), np.concatenate([k[:, :2], p, k[:, 2:]], 1)
 

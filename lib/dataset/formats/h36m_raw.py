@@ -86,8 +86,9 @@ def metadata(path: str | Path) -> Release:
         ) from None
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as the release's metadata.xml ({error}); copy it again") from None
-    if len(numbers) != NUMBERS:
-        raise DataError(f"{path}: element w0 holds {len(numbers)} numbers, expected {NUMBERS} (4 cameras of 11 subjects); copy it again")
+    if len(numbers) != NUMBERS or not np.isfinite(numbers).all():
+        found = f"{len(numbers)} numbers, {int(np.isfinite(numbers).sum())} of them finite"
+        raise DataError(f"{path}: element w0 holds {found}, expected {NUMBERS} finite ones (4 cameras of 11 subjects); copy it again")
     outer = numbers[: 6 * PEOPLE * VIEWS].reshape(VIEWS, PEOPLE, 6).swapaxes(0, 1)  # (11,4,6)
     fx, fy, cx, cy, k1, k2, k3, p1, p2 = numbers[6 * PEOPLE * VIEWS :].reshape(VIEWS, 9).T
     K = np.zeros((VIEWS, 3, 3))

@@ -175,7 +175,7 @@ def bodies(folder: str | Path, interval: int = 1) -> tuple[np.ndarray, np.ndarra
                 if values.shape != (76,) or not np.isfinite(values).all():
                     raise ValueError(f"joints19 holds {values.size} numbers, expected 76 finite ones")
                 joints.append(values.reshape(19, 4))
-                person.append(int(body["id"]))
+                person.append(np.int64(int(body["id"])))  # raises where it is too large
                 frame.append(number)
         except MALFORMED as error:
             said = f"no {error}" if isinstance(error, KeyError) else str(error)
