@@ -193,6 +193,9 @@ def test_what_predict_writes(tmp_path):
     np.testing.assert_allclose(got.keypoints, np.stack([x, x + 1]))
     picture = {"image": "a.jpg", "width": 640, "height": 480, "units": "x_img px", "people": [record]}
     assert len(read_video(put(tmp_path / "b.json", picture))) == 1
+    record["skeleton"] = "mpii61"
+    with pytest.raises(DataError, match="c.json: .*'mpii61' is not one of .*mpii16"):
+        read_video(put(tmp_path / "c.json", picture))
 
 
 def test_arrays_need_a_layout(tmp_path):

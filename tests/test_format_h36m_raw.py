@@ -293,6 +293,7 @@ def test_without_the_table_of_names_actions_follow_from_the_files(root):
     (b"", "cannot be read as the release's"),
     (b"<a><w0>[1 2 3]</w0></a>", "w0 holds 3 numbers, 3 of them finite, expected 300"),
     (b"<a><w0>[" + b"nan " * 300 + b"]</w0></a>", "300 numbers, 0 of them finite"),
+    (b"<?xml version='1.0' encoding='utf8x'?><a></a>", "unknown encoding|cannot be read as the release's"),
     (b"<a><w0>[1 x]</w0></a>", "cannot be read as the release's"),
     (b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares entities"),
 ])  # fmt: skip

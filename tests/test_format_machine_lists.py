@@ -113,10 +113,10 @@ def test_flags_can_begin_sequences(tmp_path):
 
 
 def test_names_that_tell_no_frame_keep_the_order_of_the_list(tmp_path):
-    names = ["a/x1.jpg", "a/y1.jpg", "b/one.jpg", "b/two.jpg", "c/7.jpg"]
+    names = ["a/x1.jpg", "a/y1.jpg", "é/one.jpg", "é/two.jpg", "ü/7.jpg"]
     root = by_hand(tmp_path / "a", [f"{name} {values(0.5, 0.4, 1)}" for name in names])
     ann = machine_lists.read(root, "small", side=100)
-    assert ann.sequence.tolist() == [0, 0, 1, 1, 2] and ann.frame.tolist() == [0, 1, 0, 1, 7]
+    assert ann.sequence.tolist() == [0, 0, 1, 1, 2] and ann.frame.tolist() == [0, 1, 0, 1, 7] and ann.image_path(4) == "ü/7.jpg"
 
 
 def test_paths_of_another_computer(tmp_path):

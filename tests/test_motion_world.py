@@ -268,6 +268,7 @@ def test_resampling_keeps_the_motion():
 
 @pytest.mark.parametrize("changes, message", [
     ({"joint_names": np.array(["Hip"] * 17)}, "joint_names lacks r_hip"),
+    ({"lengths": np.array([1e300])}, r"lengths of clips from 1e\+300 to 1e\+300, expected 1 to 60 frames"),
     ({"lengths": np.array([59], np.int32)}, r"positions have shape \(60, 17, 3\), expected \(59, 17, 3\)"),
     ({"positions": np.full((60, 17, 3), np.nan, np.float32)}, "NaN"),
     ({"fps": np.zeros(1, np.float32)}, "expected a positive number"),

@@ -56,7 +56,10 @@ def _motions(path: str | Path, data: dict[str, np.ndarray]) -> list[Motion]:
     absent = [name for name in order if name not in names]
     if absent:
         raise DataError(f"{path}: joint_names lacks {', '.join(absent)}; found {', '.join(map(str, data['joint_names']))}")
-    X, lengths = data["positions"], data["lengths"].astype(np.int64)
+    X, lengths = data["positions"], data["lengths"]
+    if not ((lengths > 0) & (lengths <= len(X))).all():
+        raise DataError(f"{path}: lengths of clips from {lengths.min():g} to {lengths.max():g}, expected 1 to {len(X)} frames")
+    lengths = lengths.astype(np.int64)
     if X.shape != (lengths.sum(), len(names), 3):
         expected = f"({lengths.sum()}, {len(names)}, 3) for its lengths and joint_names"
         raise DataError(f"{path}: positions have shape {X.shape}, expected {expected}")

@@ -251,7 +251,7 @@ def _npz_layers(path: Path) -> dict[str, tuple[Tensor, ...]] | None:
         place = int(blob) if blob.isdecimal() else places.get(blob)
         if not layer or place is None or array.dtype.kind != "f":
             return None
-        layers.setdefault(layer, {})[place] = torch.from_numpy(np.asarray(array, np.float32))
+        layers.setdefault(layer, {})[place] = _float32(array)
     for layer, blobs in layers.items():
         if sorted(blobs) != list(range(len(blobs))):
             raise WeightsError(f"{path}: layer {layer} has the blobs {sorted(blobs)}, some before the last are missing; export it again")
@@ -278,4 +278,9 @@ def _pickled_arrays(path: Path) -> list[Tensor] | None:
             f"{path}: a pickle of {len(value)} arrays of shapes {shapes}; expected the 12 of the published correction, W and b of "
             f"{', '.join(_PSI)}, each W as (inputs, outputs)"
         )
-    return [torch.from_numpy(np.asarray(a, np.float32)) for a in value]
+    return [_float32(a) for a in value]
+
+
+def _float32(array: np.ndarray) -> Tensor:
+    """As a network's weights; numbers too large for them become infinite."""
+    return torch.from_numpy(np.asarray(array, np.float64)).float()

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from lib import skeleton as skeletons
-from lib.errors import MALFORMED, DataError
+from lib.errors import MALFORMED, ConfigError, DataError
 from lib.unpickle import load_npz
 
 log = logging.getLogger("parallax")
@@ -222,6 +222,14 @@ def _named(names: Sequence[str]) -> str | None:
     return next((name for name, skeleton in skeletons.SKELETONS.items() if skeleton.joints == ours), None)
 
 
+def _stated(layout: str, path: Path) -> str:
+    """The skeleton that a file says its joints are of."""
+    try:
+        return skeletons.get(layout).name
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}; write the file again") from None
+
+
 def _boxes_of(keypoints: np.ndarray) -> np.ndarray:
     """Boxes around the joints that were found, of (N,J,2); without any joint infinite.   -> (N,4)"""
     seen = np.isfinite(keypoints)
@@ -291,8 +299,7 @@ def _npz(path: Path, layout: str | None) -> Detections:
     if "joints" in content and layout is None:
         layout = _named(np.asarray(content["joints"]).astype(str).tolist())
     if "layout" in content and layout is None:
-        layout = str(content["layout"])
-        skeletons.get(layout)
+        layout = _stated(str(content["layout"]), path)
     chosen = arrays.get("keypoints", next(iter(arrays.values()))) if len(arrays) == 1 or "keypoints" in arrays else None
     if chosen is None:
         raise DataError(f"{path}: holds {', '.join(content) or 'nothing'}; expected one array (T,J,2) or (T,J,3), or `keypoints`")
@@ -467,7 +474,7 @@ def _predicted(path: Path, content: dict, layout: str | None) -> Detections:
             rows.add(frame["frame"], points, box=person["box"])
     if len(names) > 1:
         raise DataError(f"{path}: skeletons {', '.join(sorted(names))} are mixed")
-    layout = names.pop() if names else layout
+    layout = _stated(names.pop(), path) if names else layout
     size, numbers = _size((content["width"], content["height"]), path), [int(frame["frame"]) for frame in frames]
     if not numbers or min(numbers) < 0:
         raise DataError(f"{path}: holds no frames")

@@ -84,7 +84,7 @@ def metadata(path: str | Path) -> Release:
         raise DataError(
             f"{path}: no such file; copy metadata.xml of the release's code (Release-v1.1, or from its re-distributions) there"
         ) from None
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read as the release's metadata.xml ({error}); copy it again") from None
     if len(numbers) != NUMBERS or not np.isfinite(numbers).all():
         found = f"{len(numbers)} numbers, {int(np.isfinite(numbers).sum())} of them finite"

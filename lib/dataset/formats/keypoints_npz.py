@@ -207,7 +207,8 @@ def _seen_from(rig: Cameras, X_world: np.ndarray) -> np.ndarray:
     """X_world (T,J,3) m -> (V,T,J,3) float32 mm in the axes of each camera"""
     points = X_world.reshape(-1, 3).astype(np.float64) * MM
     X_cam = points @ rig.R.mT.numpy() + rig.t[:, None].numpy()  # Cameras.to_cam, by a matrix product: millions of points are read
-    return X_cam.astype(np.float32).reshape(len(rig), *X_world.shape)
+    with np.errstate(over="ignore"):  # what becomes infinite is answered by the check of the table
+        return X_cam.astype(np.float32).reshape(len(rig), *X_world.shape)
 
 
 def _archive(root: Path, kind: str, dataset: str, keypoints: str = "") -> Path:

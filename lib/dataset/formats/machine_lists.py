@@ -153,10 +153,8 @@ def read(
         visible=conf & inside,
         # from edge to edge of the square, as the 2D joints are counted: x px = side * x
         box=np.concatenate([np.zeros((n, 2)), np.repeat(length[:, None], 2, 1)], 1).astype(np.float32),
-        images=np.array(names, dtype=bytes),
-        subjects=np.array([key[0] for key in sequences], dtype=bytes),
-        actions=np.array([key[1] for key in sequences], dtype=bytes),
-        subactions=np.array([key[2] for key in sequences], dtype=bytes),
+        images=np.array([name.encode() for name in names]),
+        **{column: np.array([key[i].encode() for key in sequences]) for i, column in enumerate(("subjects", "actions", "subactions"))},
         fps=h36m.FPS if X is not None else 0.0,
         **columns,
     ).check(f"{root} ({split})")

@@ -188,8 +188,8 @@ def _fitted_camera(path: Path, x: np.ndarray, X: np.ndarray, size: tuple[int, in
         K = fit_intrinsics(x.reshape(-1, 2), X.reshape(-1, 3))
     except DataError as error:
         raise DataError(f"{path}: annot2 and annot3: {error}; download the file again") from None
-    ratio = X[..., :2] / X[..., 2:]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = X[..., :2] / X[..., 2:]
         error = np.linalg.norm(ratio * K[[0, 1], [0, 1]] + K[:2, 2] - x, axis=-1)
     median = np.nanmedian(error)
     if not (K[0, 0] > 0 and K[1, 1] > 0 and median < REFUSE_PX):
