@@ -100,6 +100,15 @@ def test_points_that_coincide_align_to_the_mean():
     assert torch.isfinite(R).all() and (scale == 0).all()
     torch.testing.assert_close(t, gt.mean(1))
     assert torch.isfinite(n_mpjpe(torch.zeros_like(gt), gt, 0)).all()
+    point = gt.mean(1, keepdim=True).expand_as(gt) + 0.1
+    torch.testing.assert_close(pa_mpjpe(point, gt, None), (gt - gt.mean(1, keepdim=True)).norm(dim=-1).mean(1))
+    assert pa_mpjpe(gt, point, None).max() < 1e-9 and pa_mpjpe(point, point, None).max() < 1e-9
+
+
+def test_alignment_far_from_the_origin():
+    gt, pred = people(20), people(20) + 60 * torch.randn(20, 17, 3, dtype=torch.float64)
+    away = torch.tensor([1e5, -1e5, 1e5], dtype=torch.float64)  # 100 m
+    torch.testing.assert_close(pa_mpjpe(pred + away, gt + away, None), pa_mpjpe(pred, gt, None), rtol=0, atol=1e-7)
 
 
 # --- properties of every metric

@@ -12,7 +12,8 @@ from torch import Tensor
 
 def columns(X: Tensor) -> Tensor:
     """The same poses in float64, poses side by side in memory.   (N,J,3) -> (N,J,3)"""
-    return X.permute(2, 1, 0).to(torch.float64, memory_format=torch.contiguous_format).permute(2, 1, 0)
+    swapped = _swapped(X).to(torch.float64, memory_format=torch.contiguous_format)
+    return _swapped(swapped.contiguous())  # where X is float64 already, `to` leaves it as it lies
 
 
 def sum_joints(x: Tensor) -> Tensor:

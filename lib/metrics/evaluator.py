@@ -12,6 +12,7 @@ from lib.errors import ConfigError, DataError, RunError
 from lib.metrics import pose
 from lib.metrics.columns import columns
 from lib.metrics.keypoints import pckh, pckh_table
+from lib.metrics.procrustes import moments
 from lib.metrics.report import PROTOCOLS, RELEASE_NAMES, Report, action_means, by_published_order
 from lib.metrics.structure import Clusters, pss
 from lib.registry import resolve
@@ -90,13 +91,15 @@ class RowEvaluator:
     def _per_action(self, ids: Tensor, values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         if self.actions is None:
             return {}
-        names, group = np.unique(np.asarray(self.actions)[ids.numpy()], return_inverse=True)
+        chosen = list(map(self.actions.__getitem__, ids.tolist()))
+        places = {name: i for i, name in enumerate(sorted(set(chosen)))}
+        names, group = list(places), np.array([places[name] for name in chosen])  # np.unique would sort all these texts
         table = {}
         for metric, value in values.items():
             known = np.isfinite(value)
             count = np.bincount(group[known], minlength=len(names))
             total = np.bincount(group[known], weights=value[known], minlength=len(names))
-            means = {str(n): float(t / c) for n, t, c in zip(names, total, count, strict=True) if c}
+            means = {n: float(t / c) for n, t, c in zip(names, total, count, strict=True) if c}
             table[metric] = {name: means[name] for name in by_published_order(means)}
         return table
 
@@ -237,13 +240,16 @@ class PoseEvaluator(RowEvaluator):
         """Per-pose numbers (n,) of one chunk, and its tables of joint errors (n,J)."""
         pred, gt, root, joints = columns(pred), columns(gt), self.root, self.joints
         mask = None if valid.numpy().all() else valid  # many times faster than torch's
-        # What is relative to the root is centred here once, and has no value where the root has none.
-        p, g = pred - pred[:, root, None], gt - gt[:, root, None]
-        rooted = None if mask is None else mask & mask[:, root, None]
+        # All is centred on the root here once; what is relative to it has no value where the root has none.
+        p, g, rooted = pred - pred[:, root, None], gt - gt[:, root, None], None
+        if mask is not None:
+            rooted = mask & mask[:, root, None]
+            p, g = (torch.where(mask[:, root, None, None], centred, X) for centred, X in ((p, pred), (g, gt)))
         axes = pose.axis_errors(p, g, None, rooted)
         errors = pose.length(axes)
-        aligned = pose.aligned_joint_errors(pred, gt, mask, joints)
-        scaled = pose.scaled_joint_errors(p, g, None, rooted, joints)
+        sums = moments(p, g, mask, joints)
+        aligned = pose.aligned_joint_errors(p, g, mask, joints, sums)
+        scaled = pose.scaled_joint_errors(p, g, None, rooted, joints, sums)
         values = {
             "mpjpe_mm": pose.mean_over(errors, joints),
             "pa_mpjpe_mm": pose.mean_over(aligned, joints),
@@ -259,8 +265,13 @@ class PoseEvaluator(RowEvaluator):
         fourteen = pose.joint_set(self.skeleton.joints, "14")
         if fourteen and len(fourteen) < self.skeleton.num:
             values["mpjpe14_mm"] = pose.mean_over(errors, fourteen)
-            values["pa_mpjpe14_mm"] = pose.pa_mpjpe(pred, gt, root, mask, fourteen)
-            values["n_mpjpe14_mm"] = pose.n_mpjpe(p, g, None, rooted, fourteen)
+            if joints is None:
+                others = [k for k in range(self.skeleton.num) if k not in fourteen]
+                sums = sums.without(moments(p, g, mask, others))
+            else:
+                sums = moments(p, g, mask, fourteen)
+            values["pa_mpjpe14_mm"] = pose.mean_over(pose.aligned_joint_errors(p, g, mask, fourteen, sums), fourteen)
+            values["n_mpjpe14_mm"] = pose.mean_over(pose.scaled_joint_errors(p, g, None, rooted, fourteen, sums), fourteen)
         for clusters in self.structure:
             values[clusters.metric] = 100 * pss(pred, gt, clusters, mask)
         if "reference" in self.variants:

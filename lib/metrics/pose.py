@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lib.errors import GeometryError
 from lib.metrics.columns import columns, mean_joints, some_joints, sum_joints
-from lib.metrics.procrustes import procrustes, transformed
+from lib.metrics.procrustes import TINY, Moments, moments, procrustes, squares, transformed
 
 PCK_MM = 150.0
 AUC_STEP_MM = 5.0
 AUC_MM = tuple(AUC_STEP_MM * k for k in range(31))  # 0, 5, ..., 150 mm (MPI-INF-3DHP, Mehta et al., 3DV 2017)
-CHUNK = 4096  # poses; the tables of 4096 poses x 17 joints stay in a core's cache
+CHUNK = 10_000  # poses; a table of as many x 17 joints, 4 MB, stays in a processor's cache
 
 LIMBS = tuple(f"{side}_{part}" for side in "rl" for part in ("hip", "knee", "ankle", "shoulder", "elbow", "wrist"))
 JOINT_SETS: dict[str, tuple[str, ...]] = {
@@ -48,36 +48,41 @@ def joint_errors(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | Non
 def axis_errors(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None) -> Tensor:
     """Absolute root-relative difference along x, y and z, NaN where not valid.    (N,J,3) -> (N,J,3) mm"""
     pred, gt, valid = _inputs(pred, gt, root, valid)
-    error = (_centred(pred, root) - _centred(gt, root)).abs()
+    error = (_centred(pred, root) - _centred(gt, root)).abs_()
     return error if valid is None else error.masked_fill(~valid[..., None], torch.nan)
 
 
 def scaled_joint_errors(
-    pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints: Sequence[int] | None = None
+    pred: Tensor,
+    gt: Tensor,
+    root: int | None,
+    valid: Tensor | None = None,
+    joints: Sequence[int] | None = None,
+    sums: Moments | None = None,
 ) -> Tensor:
     """As joint_errors after the optimal scale b = <p,g> / <p,p> of the centred prediction p (Rhodin et al., CVPR 2018).
 
-    `joints` are those the scale is fitted to; the errors are of all joints.
+    `joints` are those the scale is fitted to; the errors are of all joints. sums: `moments` of the centred poses, where they are known.
     """
     pred, gt, valid = _inputs(pred, gt, root, valid)
     pred, gt = _centred(pred, root), _centred(gt, root)
-    p, g = some_joints(pred, joints), some_joints(gt, joints)
-    weight = None if valid is None else some_joints(valid[..., None], joints)
-    p = p if weight is None else p * weight
-    scale = sum_joints(p * g).sum(1) / sum_joints(p.square()).sum(1).clamp_min(torch.finfo(p.dtype).tiny)
-    return _masked(length(scale[:, None, None] * pred - gt), valid)
+    if sums is None:
+        sums = moments(pred, gt, valid, joints)
+    scale = sums.xy.diagonal(dim1=1, dim2=2).sum(1) / sums.xx.clamp_min(TINY)
+    return _masked(length((scale[:, None, None] * pred).sub_(gt)), valid)
 
 
 def aligned_joint_errors(
-    pred: Tensor, gt: Tensor, valid: Tensor | None = None, joints: Sequence[int] | None = None
+    pred: Tensor, gt: Tensor, valid: Tensor | None = None, joints: Sequence[int] | None = None, sums: Moments | None = None
 ) -> Tensor:
     """Distance of each joint after the similarity (scale, rotation, translation) that fits best, NaN where not valid.
 
     `joints` are those the similarity is fitted to; the errors are of all joints. Fewer than three valid ones give NaN.
+    sums: `moments` of the poses, where they are known.
     """
     pred, gt, valid = _inputs(pred, gt, None, valid)
-    aligned, _ = _procrustes(pred, gt, valid, joints)
-    return _masked(length(aligned - gt), valid)
+    aligned, _ = _procrustes(pred, gt, valid, joints, sums)
+    return _masked(length(aligned.sub_(gt)), valid)
 
 
 def mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
@@ -100,14 +105,14 @@ def n_mpjpe(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = N
 def pa_mpjpe_rooted(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
     """EpipolarPose's released variant: aligned on all joints, then centred on the root; above pa_mpjpe as a rule."""
     pred, gt, valid = _inputs(pred, gt, root, valid)
-    aligned, _ = _procrustes(pred, gt, valid, None)
+    aligned, _ = _procrustes(pred, gt, valid)
     return mean_over(joint_errors(aligned, gt, root, valid), joints)
 
 
 def n_mpjpe_procrustes(pred: Tensor, gt: Tensor, root: int | None, valid: Tensor | None = None, joints=None) -> Tensor:
     """EpipolarPose's released variant: the scale is that of the similarity fit on all joints, rotation included."""
     pred, gt, valid = _inputs(pred, gt, root, valid)
-    _, scale = _procrustes(pred, gt, valid, None)
+    _, scale = _procrustes(pred, gt, valid)
     return mean_over(joint_errors(scale[:, None, None] * pred, gt, root, valid), joints)
 
 
@@ -188,14 +193,13 @@ def _inputs(
 
 
 def _procrustes(
-    pred: Tensor, gt: Tensor, valid: Tensor | None, joints: Sequence[int] | None
+    pred: Tensor, gt: Tensor, valid: Tensor | None, joints: Sequence[int] | None = None, sums: Moments | None = None
 ) -> tuple[Tensor, Tensor]:
     """All joints after the similarity fitted to `joints`, and its scale; NaN for poses with fewer than three."""
-    mask = None if valid is None else some_joints(valid, joints)
-    R, t, scale = procrustes(some_joints(pred, joints), some_joints(gt, joints), mask)
-    if mask is not None:
-        scale = scale.masked_fill(mask.sum(1) < 3, torch.nan)
-    return transformed(scale[:, None, None] * R, t, pred), scale
+    R, t, scale = procrustes(pred, gt, valid, joints, sums)
+    if valid is not None:
+        scale = scale.masked_fill(some_joints(valid, joints).sum(1) < 3, torch.nan)
+    return transformed(scale[:, None, None] * R, t[:, None], pred), scale
 
 
 def _centred(X: Tensor, root: int | None) -> Tensor:
@@ -204,8 +208,7 @@ def _centred(X: Tensor, root: int | None) -> Tensor:
 
 def length(X: Tensor) -> Tensor:
     """Euclidean length of vectors.    (...,3) -> (...)"""
-    x, y, z = X.unbind(-1)  # a reduction over three neighbours is several times slower
-    return (x * x + y * y + z * z).sqrt()
+    return squares(X).sqrt()
 
 
 def _masked(errors: Tensor, valid: Tensor | None) -> Tensor:

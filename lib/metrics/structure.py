@@ -19,12 +19,12 @@ from torch import Tensor
 
 from lib.errors import MALFORMED, ConfigError, DataError, GeometryError
 from lib.files import replaced
-from lib.metrics.pose import CHUNK
 from lib.skeleton import SKELETONS, Skeleton, get
 
 VERSION = 1
 COUNTS = (50, 100)  # the published K
 ITERATIONS = 300  # k-means of poses settles after some dozens
+CHUNK = 4096  # poses; their distances to 100 centers stay in a core's cache
 
 
 @dataclass(frozen=True, eq=False)
