@@ -317,6 +317,17 @@ def test_ransac_finds_the_views_that_agree(views):
     torch.testing.assert_close(batched[0].flatten(0, 1), out)
 
 
+def test_ransac_agrees_alike_far_from_the_worlds_origin():
+    P, X, x = scene(5, 100, noise=1.0)
+    x[0, ::2] += 40
+    away = torch.eye(4, dtype=F64)
+    away[:3, 3] = torch.tensor([3e6, -2e6, 1e5])  # mm; in float32 that alone moves pixels
+    there, inlier = ransac_triangulate(x, P @ away, threshold_px=5.0)
+    here, same = ransac_triangulate(x, P, threshold_px=5.0)
+    assert torch.equal(inlier, same) and not inlier[0, ::2].any() and inlier[1:].double().mean() > 0.95
+    torch.testing.assert_close(there + away[:3, 3], here, rtol=0, atol=1e-3)
+
+
 def test_ransac_with_missing_views_and_without_agreement():
     P, X, x = scene(4, 5)
     weight = torch.ones(4, 5)

@@ -176,7 +176,7 @@ def ransac_triangulate(
 
     with torch.no_grad():
         # a block holds one row per pair and view, so it takes fewer points
-        block = max(256, 16 * BLOCK // (views * len(pairs)))
+        block = max(256, 48 * BLOCK // (views * len(pairs)))
         agree = map_points(lambda points: _consensus(points, pairs, threshold_px), x, P, weight, block)[0]
         agree = agree.movedim(-1, -2)  # (..., V, J)
         inlier = agree & enough_views(agree)[..., None, :]
@@ -191,24 +191,25 @@ def _consensus(points: Points, pairs: Tensor, threshold: float) -> tuple[Tensor]
     """Views that agree with the cheapest pair.    -> (G, n, V) bool"""
     views, _, rigs, n = points.x.shape
     first, second = pairs.unbind(-1)
-    count = len(pairs)
-    # a pair's system is linear in the features of all views, zero for the others: one product makes all pairs' systems
-    member = torch.zeros(count, views, dtype=points.x.dtype, device=points.x.device)
-    member[torch.arange(count, device=pairs.device)[:, None], pairs] = 1.0
-    products = row_products(points.P)[:, :9, None] * member[:, None]  # (G, 9, Q, 4, V)
-    entries = products.flatten(3).flatten(1, 2) @ features(points.x).flatten(0, 1).transpose(0, 1)
-    entries = entries.unflatten(1, (9, count)).permute(1, 2, 0, 3).contiguous()  # (9, Q, G, n)
-    X = solve_affine(entries.unbind(0))
-    # a pair of equal rays has no point; any finite one will do, since no view agrees with it by chance
-    X = torch.stack([*X, torch.ones_like(X[0])], 1).nan_to_num_(0.0).clamp_(-1e12, 1e12)
-    X = X.permute(2, 1, 0, 3).reshape(rigs, 4, count * n)
+    products = row_products(points.P)[:, :9, :, pairs]  # (G, 9, 4, Q, 2)
+    rows = features(points.x)[:, pairs]  # (4, Q, 2, G, n)
+    entries = products.permute(0, 3, 1, 2, 4).flatten(3) @ rows.permute(3, 1, 0, 2, 4).flatten(2, 3)  # (G, Q, 9, n)
+    X = solve_affine(entries.unbind(2))
 
-    # projected in float64; float32 is plenty for the comparison with a threshold in px, at half the memory traffic
-    image = (points.P.flatten(1, 2) @ X).float().view(rigs, views, 3, count, n)
+    # Projected in float32, which is plenty for the comparison with a threshold in px, around the first camera: the world's origin may
+    # be far away. A pair of equal rays has no point; any finite one will do, since no view agrees with it by chance.
+    origin = -(torch.linalg.inv_ex(points.P[:, :1, :, :3])[0] @ points.P[:, :1, :, 3:]).nan_to_num(0.0, 0.0, 0.0)  # (G, 1, 3, 1)
+    shifted = (points.P[..., :3] @ origin + points.P[..., 3:]).float()
+    P = torch.cat([points.P[..., :3].float(), shifted], -1)[..., None, None]  # (G, V, 3, 4, 1, 1)
+    X = [(value - at).nan_to_num_(0.0).clamp_(-1e12, 1e12).float()[:, None] for value, at in zip(X, origin.unbind(2), strict=True)]
+
+    def projected(row: int) -> Tensor:
+        out = torch.addcmul(P[:, :, row, 3], P[:, :, row, 0], X[0])  # (G, V, Q, n)
+        return out.addcmul_(P[:, :, row, 1], X[1]).addcmul_(P[:, :, row, 2], X[2])
+
     x = points.x.permute(2, 0, 1, 3).unsqueeze(-2).float()  # (G, V, 2, 1, n)
-    inverse = image[:, :, 2].clamp_(min=1e-9).reciprocal_()  # behind the camera: far outside the image; (G, V, Q, n)
-    u = image[:, :, 0].mul_(inverse).sub_(x[:, :, 0])
-    v = image[:, :, 1].mul_(inverse).sub_(x[:, :, 1])
+    inverse = projected(2).clamp_(min=1e-9).reciprocal_()  # behind the camera: far outside the image
+    u, v = (projected(axis).mul_(inverse).sub_(x[:, :, axis]) for axis in (0, 1))
     cost = u.mul_(u).addcmul_(v, v).clamp_(max=threshold**2)
     if points.present is None:
         total = cost.sum(1)
