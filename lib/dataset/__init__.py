@@ -10,7 +10,7 @@ import numpy as np
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats import FORMATS, TRACKS
 from lib.dataset.tracks import Tracks, from_annotations
-from lib.errors import ConfigError
+from lib.errors import ConfigError, DataError, GeometryError
 from lib.registry import resolve, unknown
 
 OPTION_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -34,7 +34,10 @@ def load(
     """
     module = resolve(FORMATS, name, key="DATASET.DATASET")
     with np.errstate(over="ignore"):  # a number too large for the table's float32 becomes infinite, which the check answers
-        ann = module.read(root, split, **checked_options(module, name, options)).check(f"{root} ({split})")
+        try:
+            ann = module.read(root, split, **checked_options(module, name, options)).check(f"{root} ({split})")
+        except GeometryError as error:  # of a reader that does not say itself whose cameras cannot be
+            raise DataError(f"{root} ({split}): {error}; check the calibration") from error
     return ann.to_skeleton(skeleton) if skeleton else ann
 
 

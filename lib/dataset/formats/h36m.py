@@ -17,7 +17,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from lib import skeleton as skeletons
 from lib import unpickle
 from lib.dataset.annotations import Annotations
 from lib.dataset.formats.files import findings, image_size, load_table, place_images, save_table
-from lib.errors import MALFORMED, DataError
+from lib.errors import MALFORMED, DataError, GeometryError
 from lib.files import new_file, refuse_existing
 from lib.geometry.camera import Cameras
 
@@ -166,11 +166,11 @@ def _without_lens(cameras: Cameras) -> Cameras:
 
 def _from_records(path: Path, root: Path, project: str, tangential: str, labels: bool) -> Annotations:
     records, known_views = _records(path)
-    joints = np.shape(records[0].get("joints_3d"))[:1]
-    if not joints or joints[0] not in ORDERS:
-        found = f"shape {np.shape(records[0].get('joints_3d'))}"
-        raise DataError(f"{path}: record 0: joints_3d has {found}, expected (17, 3) (Human3.6M) or (16, 3) (MPII's order); see the file")
-    skeleton, J, n = ORDERS[joints[0]], joints[0], len(records)
+    joints = records[0].get("joints_3d")
+    J, n = len(joints) if isinstance(joints, Sized) else 0, len(records)
+    if J not in ORDERS:
+        raise DataError(f"{path}: record 0: joints_3d has {J} rows, expected 17 (Human3.6M) or 16 (MPII's order); see the file")
+    skeleton = ORDERS[J]
     places = [_place(path, i, record, view) for i, (record, view) in enumerate(zip(records, known_views, strict=True))]
     view = np.array([p.view for p in places], np.int32)
     frame = np.array([p.frame for p in places], np.int32)
@@ -196,7 +196,10 @@ def _from_records(path: Path, root: Path, project: str, tangential: str, labels:
     first = np.array([np.flatnonzero(camera == k)[0] for k in range(len(rows))])
     images = [_image(record["image"]) for record in records]
     size = np.array([image_size(root / name) for name in _spelled_as_on_disk(root, [images[i] for i in first])], np.float64)
-    cameras = Cameras.make(K[first], _nearest_rotation(R[first]), center=center[first], dist=lens[first], size=size)
+    try:
+        cameras = Cameras.make(K[first], _nearest_rotation(R[first]), center=center[first], dist=lens[first], size=size)
+    except GeometryError as error:
+        raise DataError(f"{path}: {error}; get the complete file") from None
 
     wide = cameras[torch.from_numpy(camera.astype(np.int64))]
     projected = wide.project_cam(torch.from_numpy(np.nan_to_num(X_cam)), project == "distorted", tangential).numpy()
