@@ -242,8 +242,11 @@ class _SoftArgmax(torch.autograd.Function):
 
 
 def _exponentials(logits: Tensor, peak: Tensor, beta: float, out: Tensor) -> None:
-    """exp(beta (logits - peak)) into `out`, at least e^LOWEST: processors are many times slower with numbers below 1e-38."""
-    torch.add(peak * -beta, logits, alpha=beta, out=out).clamp_(min=LOWEST).exp_()
+    """exp(beta (logits - peak)) into `out`, at least e^LOWEST: processors are many times slower with numbers below 1e-38.
+
+    As a power of 2, since on many processors PyTorch's exp takes two to three times as long as its exp2.
+    """
+    torch.sub(logits, peak, out=out).clamp_(min=LOWEST / beta).mul_(beta / math.log(2)).exp2_()
 
 
 def _memory_order(logits: Tensor, dims: int) -> tuple[list[int], Tensor]:
