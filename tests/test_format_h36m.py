@@ -320,10 +320,11 @@ def test_cameras_and_numbers_that_cannot_be(made, tmp_path):
     dump(tmp_path / "annot" / "x.pkl", data)
     with pytest.raises(DataError, match="x.pkl: Cameras.R is not a rotation"):
         h36m.read(tmp_path, "x")
-    data[0]["joints_3d"] = [[1, 2], [3]]
-    dump(tmp_path / "annot" / "x.pkl", data)
-    with pytest.raises(DataError, match="x.pkl: record 0: joints_3d has 2 rows, expected 17"):
-        h36m.read(tmp_path, "x")
+    for ragged, rows in (([[1, 2], [3]], 2), (np.array(1.0), 0), (None, 0)):
+        data[0]["joints_3d"] = ragged
+        dump(tmp_path / "annot" / "x.pkl", data)
+        with pytest.raises(DataError, match=f"x.pkl: record 0: joints_3d has {rows} rows, expected 17"):
+            h36m.read(tmp_path, "x")
     data[3]["fl"] = np.array([1000.0, 1000.0j])
     dump(tmp_path / "annot" / "x.pkl", data)
     np.savez(tmp_path / "x.npz", boxes=np.zeros(3, np.complex64))

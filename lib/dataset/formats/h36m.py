@@ -17,7 +17,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -166,8 +166,10 @@ def _without_lens(cameras: Cameras) -> Cameras:
 
 def _from_records(path: Path, root: Path, project: str, tangential: str, labels: bool) -> Annotations:
     records, known_views = _records(path)
-    joints = records[0].get("joints_3d")
-    J, n = len(joints) if isinstance(joints, Sized) else 0, len(records)
+    try:
+        J, n = len(records[0].get("joints_3d")), len(records)
+    except TypeError:  # a number, nothing, or an array of no axis
+        J = 0
     if J not in ORDERS:
         raise DataError(f"{path}: record 0: joints_3d has {J} rows, expected 17 (Human3.6M) or 16 (MPII's order); see the file")
     skeleton = ORDERS[J]
