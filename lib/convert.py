@@ -70,7 +70,9 @@ def parameters(state: Mapping[str, Tensor]) -> int:
 def needs(checkpoint: Checkpoint) -> Needs:
     """The configuration of a checkpoint's network; where the file stores one, what it says of joints and bins decides."""
     section = checkpoint.config.get("MODEL", {})
-    return needs_of(checkpoint.state_dict, checkpoint.meta, section.get("NUM_JOINTS"), section.get("DEPTH_RES"))
+    found = needs_of(checkpoint.state_dict, checkpoint.meta, section.get("NUM_JOINTS"), section.get("DEPTH_RES"))
+    task = {"TASK": checkpoint.config["TASK"]} if "TASK" in found.settings and "TASK" in checkpoint.config else {}
+    return replace(found, settings=found.settings | task)  # tasks may share a network
 
 
 def plain_meta(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -6,9 +6,13 @@ Scripts print the message of a ParallaxError without a traceback and leave with 
 import lzma
 import pickle
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 class ParallaxError(Exception):
@@ -44,3 +48,12 @@ MALFORMED = (
     ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
     lzma.LZMAError, pickle.UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+def interruptible(main: Callable[[], int]) -> int:
+    """The exit status of a command, which Ctrl-C ends without a traceback. Files appear whole or not at all."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("stopped; what was written is complete", file=sys.stderr)
+        return INTERRUPTED

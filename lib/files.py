@@ -58,6 +58,8 @@ def replaced(
         error: `path` cannot be written; what was there is untouched.
     """
     path = Path(path)
+    if path.is_dir():
+        raise error(f"{path}: is a folder; give the name of a file")
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # the ending stays: some writers go by it
     try:
         if parents:

@@ -131,11 +131,12 @@ def exportable(task: Task) -> Exportable:
             "mm_per_px": "(N) mm that a px of the crop spans at the person",
         }
         return Exportable(_SizedCrops(task), "image", ("N",), texts, facts)
-    facts |= {"depth_mm": float(cfg.DATASET.DEPTH_RANGE), "box_scale": float(cfg.DATASET.BOX_SCALE)}
+    facts |= {"depth_mm": float(cfg.DATASET.DEPTH_RANGE), "box_scale": float(cfg.DATASET.BOX_SCALE), "box_fit": cfg.DATASET.BOX_FIT}
     if task.dims == 3:
         texts["x_patch"] = (
-            f"(N,{joints},3) px of the crop: x right and y down, 0 = middle of the first pixel, and depth from the root joint; a px of "
-            f"depth is what the crop spans at the person, divided by {width} ({cfg.DATASET.DEPTH_RANGE:g} mm in training)"
+            f"(N,{joints},3) px of the crop: x right and y down, 0 = middle of the first pixel, a px of which is what the crop spans "
+            f"at the person, divided by {width}; and depth from the root joint, a px of which is what the box spans, divided by {width}: "
+            f"the crop is box_scale times as wide as the box, which spans {cfg.DATASET.DEPTH_RANGE:g} mm in training"
         )
     return Exportable(_Crops(task), "image", ("N",), texts, facts)
 

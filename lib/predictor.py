@@ -16,6 +16,7 @@ is a clip of one frame.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,11 @@ from lib.dataset.clips import Clips, in_clips, sequential
 from lib.dataset.image import ImageSpec, read_image, warp
 from lib.dataset.loader import to_device
 from lib.engine.distributed import autocast_dtype, choose_device
-from lib.errors import DataError, WeightsError
+from lib.errors import MALFORMED, DataError, WeightsError
 from lib.geometry.camera import Cameras
 from lib.geometry.crop import crop_affine, transform_points
 from lib.models.freeze import freeze
+from lib.prediction.lifted import OwnCamera
 from lib.prediction.lifter import Lifter
 from lib.prediction.rig import RigPredictor
 from lib.skeleton import Skeleton, get
@@ -87,6 +89,7 @@ class Predictor:
         depth_mm: range of the network's depth.
         box_mm: what the side of a training box spans at the person; None = `depth_mm`, the custom of Human3.6M.
         box_scale: factor on the side of a box before it is cropped, as in training.
+        box_fit: how boxes get the shape of the network's crops, as in training: "around" or "within" (DATASET.BOX_FIT).
         correction: TEST.CORRECTION of the task.
         evidence: what finds the 2D joints that corrections go by; None = what the network sees.
         amp: number format of the network: "off" = float32, "bf16", "fp16", or "auto" = bf16 where the device computes it fast.
@@ -99,6 +102,7 @@ class Predictor:
         depth_mm=2000.0,
         box_mm: float | None = None,
         box_scale=1.0,
+        box_fit: str = "around",
         correction: str = "off",
         evidence: "Predictor | None" = None,
         amp: str = "off",
@@ -109,7 +113,7 @@ class Predictor:
         self.spec: ImageSpec = task.image_spec
         self.skeleton = get(task.pose_skeleton)
         self.depth_mm, self.box_mm, self.box_scale = depth_mm, box_mm or depth_mm, box_scale
-        self.correction, self.evidence = correction, evidence
+        self.box_fit, self.correction, self.evidence = box_fit, correction, evidence
 
     @staticmethod
     def from_checkpoint(
@@ -142,7 +146,7 @@ class Predictor:
         task = restore(path, fallback=config, evidence=source, sees=["person"])
         cfg = task.cfg.DATASET
         options = {"correction": task.cfg.TEST.CORRECTION, "evidence": evidence, "amp": amp}
-        predictor = Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, **options)
+        predictor = Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, box_fit=cfg.BOX_FIT, **options)
         freeze(task.model, predictor.amp_dtype, compiled)
         return predictor
 
@@ -152,9 +156,9 @@ class Predictor:
         """The pose of the person in a box.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or the path of a picture.
-            box: x0, y0, x1, y1 px; None = the whole picture. It is widened around its middle to the shape of the network's crops
-                (a square, for most), as boxes in training are; what lies outside the picture is black.
+            image: (H, W, 3) uint8 RGB, or the path of a picture, which is turned as its EXIF orientation says.
+            box: x0, y0, x1, y1 px; None = the whole picture. It gets the shape of the network's crops (a square, for most) around its
+                middle, as boxes in training do; what lies outside the picture is black.
             camera: (3, 3) intrinsics in px of `image`, or `Cameras` (with distortion); None = unknown: the pose is read
                 with weak perspective, before a camera whose focal length is the longer side of the picture.
             root_depth_mm: distance of the root joint along the camera's axis; None = where the box spans `box_mm`.
@@ -162,7 +166,8 @@ class Predictor:
                 read, where both `camera` and `root_depth_mm` are given.
 
         Raises:
-            DataError: the picture cannot be read or is no uint8 RGB array, or the box is empty or outside the picture.
+            DataError: the picture cannot be read or is no uint8 RGB array, the box is empty or outside the picture, or the camera cannot be
+                one or belongs to pictures of another size.
         """
         return self.predict_boxes(image, [box], camera, root_depth_mm, box_mm)[0]
 
@@ -202,15 +207,17 @@ class Predictor:
                 once as in training, and never across a frame without the person; None = each box by itself.
 
         Raises:
-            DataError: as above, the pictures differ in size, or a person is twice in one.
+            DataError: as above, the pictures differ in size, are more or fewer than the lists of boxes, or a person is twice in one.
         """
-        images = [read_image(image) if isinstance(image, str | Path) else _check_image(image) for image in images]
+        images = [read_image(image, upright=True) if isinstance(image, str | Path) else _check_image(image) for image in images]
         if len({image.shape for image in images}) > 1:
             found = sorted({f"{image.shape[1]} x {image.shape[0]}" for image in images})
             raise DataError(f"pictures: found sizes {', '.join(found)} px, expected the same for all of one camera")
+        if len(boxes) != len(images):
+            raise DataError(f"boxes: {len(boxes)} lists for {len(images)} pictures, expected one list of boxes for each")
         which = [i for i, given in enumerate(boxes) for _ in given]
         given = [self._checked(box, *images[i].shape[1::-1]) for i, row in enumerate(boxes) for box in row]
-        crops = widened(np.array(given).reshape(-1, 4), self.aspect, self.box_scale)
+        crops = widened(np.array(given).reshape(-1, 4), self.aspect, self.box_scale, within=self.box_fit == "within")
         depths, sides = _lengths(root_depth_mm, len(which), "root_depth_mm"), _lengths(box_mm, len(which), "box_mm")
         seen = self._joints(images, boxes, batch_size)
         clips = self._clips(which, people)
@@ -253,6 +260,13 @@ class Predictor:
         x, conf = as_evidence(x, conf, source, self.skeleton)
         return {"x_img": x, "conf": conf}
 
+    @cached_property
+    def has_depth(self) -> bool:
+        """Whether people have X_root and X_cam; tried with a black picture."""
+        width, height = self.spec.size
+        camera = [[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]]
+        return self.predict_boxes(np.zeros((height, width, 3), np.uint8), [None], camera)[0].X_cam is not None
+
     @property
     def aspect(self) -> float:
         """Width / height of the crops that the network sees."""
@@ -261,7 +275,10 @@ class Predictor:
     @staticmethod
     def _checked(box, width: int, height: int) -> np.ndarray:
         """A box in a picture of this size; None is the whole picture.   -> (4,) x0 y0 x1 y1 px"""
-        given = np.array((0, 0, width, height) if box is None else box, dtype=np.float64).reshape(-1)
+        try:
+            given = np.array((0, 0, width, height) if box is None else box, dtype=np.float64).reshape(-1)
+        except MALFORMED:
+            given = np.empty(0)
         if given.shape != (4,) or not np.isfinite(given).all():
             raise DataError(f"box {box}: expected four numbers x0 y0 x1 y1 in px")
         low, high = given[:2], given[2:]
@@ -366,17 +383,12 @@ def _cameras(camera, image: np.ndarray) -> tuple[Cameras, list[str]]:
     """The camera of a picture, in float64 at the origin, and what was assumed about it."""
     height, width = image.shape[:2]
     assumed = []
-    if isinstance(camera, Cameras):
-        K, dist = camera.K.detach().cpu().double(), camera.dist.detach().cpu().double()
-    elif camera is None:
+    if camera is None:
         focal = float(max(width, height))
-        K, dist = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]).double(), None
+        camera = [[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]
         assumed.append(f"the focal length is {focal:.0f} px, the axis in the middle of the picture")
-    else:
-        K, dist = torch.as_tensor(np.asarray(camera, dtype=np.float64)), None
-    if K.shape != (3, 3):
-        raise DataError(f"camera: found intrinsics of shape {tuple(K.shape)}, expected (3, 3), in px of the picture")
-    return Cameras.make(K, torch.eye(3).double(), torch.zeros(3).double(), dist, (width, height)), assumed
+    own = OwnCamera.make(camera, (width, height)).camera
+    return Cameras.make(own.K, torch.eye(3).double(), torch.zeros(3).double(), own.dist, (width, height)), assumed
 
 
 def _check_image(image) -> np.ndarray:

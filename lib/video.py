@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ import numpy as np
 
 from lib.errors import DataError, RunError
 
+log = logging.getLogger("parallax")
+
 GIF_WIDTH = 640  # px at most
 GIF_FPS = 12.5  # at most
 GIF_FRAMES = 300  # at most; the rest is in the MP4
 DEFAULT_FPS = 25.0  # for files that do not say
+MISCOUNT = 0.02  # share by which the frames of a video may be more or fewer than is told elsewhere before that is said
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class Video:
         return Video(path, width, height, fps if 0 < fps < 1000 else DEFAULT_FPS, max(0, int(count)))
 
     def frames(self, every: int = 1, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Number (0-based) and picture (H, W, 3) uint8 RGB of every n-th frame, at most `limit` of them."""
+        """Number (0-based) and picture (H, W, 3) uint8 RGB of every n-th frame, at most `limit` of them.
+
+        A file that ends clearly before the last frame it announces is given as far as it goes, with a warning.
+        """
         capture, number, given = cv2.VideoCapture(str(self.path)), 0, 0
         try:
             while (limit is None or given < limit) and capture.grab():
@@ -63,6 +70,8 @@ class Video:
                     yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                     given += 1
                 number += 1
+            if (limit is None or given < limit) and miscounted(number, self.count):
+                log.warning("%s: ends after %d of the %d frames that it announces; copy it again", self.path, number, self.count)
         finally:
             capture.release()
 
@@ -72,11 +81,16 @@ class Video:
         return count if limit is None else min(limit, count or limit)
 
 
+def miscounted(found: int, told: int) -> bool:
+    """Whether a number of frames is clearly another one than is told, 0 = not told."""
+    return told > 0 and abs(found - told) > max(2, MISCOUNT * found)
+
+
 class Clip:
     """Writes pictures of one size to an MP4 and a GIF file, or one of them; `with` closes it, and removes both where an error ends it.
 
     Raises:
-        RunError: this OpenCV has no MP4 encoder, or a file cannot be written.
+        RunError: this OpenCV has no MP4 encoder, a file cannot be written, or a picture has another size than the first.
     """
 
     def __init__(self, mp4: Path | None, gif: Path | None, fps: float):
@@ -84,9 +98,13 @@ class Clip:
         self.part = None if mp4 is None else mp4.with_name(f".{mp4.stem}.part.mp4")
         self.writer: cv2.VideoWriter | None = None
         self.count, self.step, self.images = 0, max(1, int(np.ceil(fps / GIF_FPS - 1e-6))), []
+        self.shape: tuple[int, ...] | None = None
 
     def add(self, picture: np.ndarray) -> None:
         """One more picture, (H, W, 3) uint8 RGB."""
+        self.shape = self.shape or picture.shape
+        if picture.shape != self.shape:  # the encoder would leave it out without a word
+            raise RunError(f"{self.mp4 or self.gif}: picture {self.count} has shape {picture.shape}, the others {self.shape}")
         if self.mp4 is not None:
             self._film(picture)
         if self.gif is not None and self.count % self.step == 0 and len(self.images) < GIF_FRAMES:
@@ -110,6 +128,8 @@ class Clip:
         if self.writer is not None:
             self.writer.release()
         part = None if self.gif is None else self.gif.with_name(f".{self.gif.stem}.part.gif")
+        if kind is None and self.mp4 is None and self.count > self.step * GIF_FRAMES:
+            log.warning("%s: ends after %d pictures of %d; write an MP4 as well", self.gif, GIF_FRAMES, -(-self.count // self.step))
         try:
             if kind is None and self.images:
                 first, *rest = self.images

@@ -33,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.allocator import keep_heap
-from lib.errors import ParallaxError, RunError
+from lib.errors import ParallaxError, RunError, interruptible
 from lib.registry import resolve
 
 # Each names a function (args) -> harness.Report.
@@ -131,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
             raise RunError(f"--{items} {args.points} --rounds {args.rounds}: expected at least 1000 {items} and one round")
         if args.json and not args.json.parent.is_dir():
             raise RunError(f"--json {args.json}: the folder {args.json.parent} does not exist; create it first")
+        if args.json and args.json.is_dir():
+            raise RunError(f"--json {args.json}: is a folder; give the name of a file")
         report = resolve(COMMANDS, args.command, "command")(args)
     except ParallaxError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -144,4 +146,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     keep_heap()
-    sys.exit(main())
+    sys.exit(interruptible(main))

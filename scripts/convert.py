@@ -36,7 +36,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `lib` is found from any folder
 
-from lib.errors import ParallaxError, RunError
+from lib.errors import ParallaxError, RunError, interruptible
 
 PARTS = (  # of tensors' names that hold several layers
     "deconv_layers", "linear_stages", "model_traj", "pose", "trajectory", "trunk", "lifter", "head2d", "regressor", "projector",
@@ -262,4 +262,4 @@ def export(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

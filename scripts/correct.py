@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.allocator import keep_heap
-from lib.errors import ParallaxError, RunError
+from lib.errors import ParallaxError, RunError, interruptible
 
 FORMS = ("npz", "csv")
 
@@ -117,4 +117,4 @@ def check_folder(path: Path) -> None:
 
 if __name__ == "__main__":
     keep_heap()
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -93,7 +93,7 @@ from lib.prediction.rig_people import RigPeople
 from lib.predictor import Lifter, Prediction, Predictor, RigPredictor
 from lib.skeleton import Skeleton
 from lib.tracking import GAP, GATE_MM
-from lib.video import Clip, Video
+from lib.video import DEFAULT_FPS, Clip, Video
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -123,7 +123,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=text[0], epilog="examples\n" + text[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", type=Path, nargs="?", help="a picture, a video, or a folder of them")
+    parser.add_argument("picture", type=Path, nargs="?", help="a picture (turned as its EXIF data say), a video, or a folder of them")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the same as an option")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: %(default)s")
     parser.add_argument("--cfg", help="YAML that bare weights (a published file) were trained with")
@@ -187,7 +187,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         return args
     if args.keypoints:
         if args.checkpoint == CHECKPOINT:
-            parser.error("--checkpoint: expected the file of a network that lifts keypoints (./run train with TASK temporal makes one)")
+            parser.error("--checkpoint: expected the file of a network that lifts keypoints; experiments/synthetic/temporal.yaml makes one")
         if args.skip < 0 or not 64 <= args.size <= 4096:
             parser.error("--skip: expected 0 or more frames" if args.skip < 0 else "--size: expected 64 to 4096 px")
         if args.correct and not args.camera:
@@ -203,8 +203,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if args.box or args.boxes or args.annotated:
             parser.error("--detector-weights: not allowed with --box, --boxes or --annotated, which say where the people are")
     args.margin = args.margin if args.margin is not None else TOUCHING if args.detector else 1.0
-    if not args.margin > 0:
-        parser.error("--margin: expected a factor above 0")
+    for name in ("margin", "focal", "root_depth", "box_mm"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            parser.error(f"--{name.replace('_', '-')}: {value:g}, expected a number above 0")
     return args
 
 
@@ -265,6 +267,8 @@ def predict_all(args: argparse.Namespace) -> int:
     """Does every picture and video; the exit status."""
     names, single = sources(args.picture, args.out), not args.picture.is_dir()
     folder = args.picture.parent if single else args.picture
+    if not single and args.out.resolve() == folder.resolve():
+        raise RunError(f"--out {args.out}: is the folder of the pictures, whose results would be taken for pictures; choose another one")
     boxes = annotated_boxes(*args.annotated, names, folder) if args.annotated else read_boxes(args.boxes)
     if boxes is not None:
         missing = sorted(set(boxes) - {key_of(path, folder) for path in names})
@@ -287,6 +291,8 @@ def predict_all(args: argparse.Namespace) -> int:
             kept += 1
             continue
         try:
+            if not args.overwrite:
+                refuse_strangers(result_files(target, path))
             people = boxes[key_of(path, folder)] if boxes is not None else args.box
             if is_video(path):
                 predict_video(target, path, people, find, predictor, args)
@@ -365,7 +371,10 @@ def predict_rig(args: argparse.Namespace) -> int:
 
 def save_film(recording: Recording, people: RigPeople, targets: dict[str, Path], space: tuple | None, args: argparse.Namespace) -> None:
     pictures = film(recording, people, args.size, args.azimuth, args.elevation, args.up, space)
-    with Clip(targets.get("mp4"), targets.get("gif"), recording.fps / args.every) as clip:
+    fps = recording.fps or DEFAULT_FPS
+    if not recording.fps:
+        print(f"{recording.root}: its pictures do not say when they were taken; the film has {fps:g} per second (--fps)", file=sys.stderr)
+    with Clip(targets.get("mp4"), targets.get("gif"), fps / args.every) as clip:
         for picture in tqdm(pictures, total=len(people.frames), desc=recording.root.name, unit="frame"):
             clip.add(picture)
 
@@ -390,7 +399,8 @@ def sources(path: Path, out: Path) -> list[Path]:
         return [path]
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + VIDEOS)
     if not found:
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES + VIDEOS and not p.is_relative_to(out))
+        out = out.resolve()
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES + VIDEOS and not p.resolve().is_relative_to(out))
     if not found:
         raise DataError(f"{path}: holds no picture or video; expected files ending in {' '.join(PICTURES + VIDEOS)}")
     return found
@@ -436,11 +446,26 @@ def read_boxes(path: Path | None) -> dict[str, list] | None:
 
 def result_names(names: list[Path], out: Path, folder: Path) -> list[Path]:
     """One stem per picture, in the same folder of `out` as the picture is of `folder`: a.jpg -> a; where a.png is there too, a_jpg and
-    a_png.
+    a_png, and where one of these is there as well, a_jpg_2.
     """
     places = [path.relative_to(folder) for path in names]
-    count = Counter(place.with_suffix("") for place in places)
-    return [out / (p.with_suffix("") if count[p.with_suffix("")] == 1 else p.with_name(p.name.replace(".", "_"))) for p in places]
+    number, taken = Counter(place.with_suffix("") for place in places), {}  # a dict keeps the order
+    for p in places:
+        stem = p.with_suffix("") if number[p.with_suffix("")] == 1 else p.with_name(p.name.replace(".", "_"))
+        free = next(name for k in count(1) if (name := stem if k == 1 else stem.with_name(f"{stem.name}_{k}")) not in taken)
+        taken[free] = p
+    return [out / stem for stem in taken]
+
+
+def refuse_strangers(files: list[Path]) -> None:
+    """Raises DataError where one of the files is there that an interrupted run did not leave: it writes its JSON first."""
+    existing = [path for path in files if path.exists()]
+    try:
+        ours = not existing or json.loads(files[0].read_text(encoding="utf-8")).get("units") == UNITS
+    except (OSError, *MALFORMED):
+        ours = False
+    if not ours:
+        raise DataError(f"{existing[0]}: exists and is no result of this command; use --overwrite to replace it, or another --out")
 
 
 def result_files(target: Path, source: Path) -> list[Path]:
@@ -474,7 +499,7 @@ def predict_picture(
     target: Path, path: Path, boxes: list | None, find: Finder | None, predictor: Predictor, args: argparse.Namespace
 ) -> None:
     """Joints of the people in one picture, and their four files."""
-    image = read_image(path)
+    image = read_image(path, upright=not args.annotated)
     height, width = image.shape[:2]
     if find is not None:
         boxes = find(image).tolist()
@@ -557,11 +582,12 @@ def predict_video(
     start = None if find is not None else with_margin(boxes if boxes is not None else [None], video.width, video.height, args)
     make_folder(target.parent)
     records, rows, where, view = [], [], [], None
+    panels = 1 + args.correct if predictor.has_depth else 0
     bar = tqdm(total=video.wanted(args.every, args.limit), desc=path.name, unit="frame")
     with Clip(as_mp4, as_gif, video.fps / args.every) as clip, bar:
         for number, image, people in predictions(video, start, find, predictor, args):
-            view = view or (viewpoint(people) if people else None)
-            clip.add(clip_frame(image, people, predictor.skeleton, view, args.correct))
+            view = view or (viewpoint(people) if people and panels else None)
+            clip.add(clip_frame(image, people, predictor.skeleton, view, panels))
             records.append({"frame": number, "people": [p.to_dict() for p in people]})
             rows += people
             where += [(number, i) for i in range(len(people))]
@@ -641,9 +667,7 @@ def found_boxes(find: Finder, image: np.ndarray, args: argparse.Namespace) -> np
 
 
 def viewpoint(people: list[Prediction]) -> dict:
-    """Middle and reach of the 3D panel, the same for all frames of a clip."""
-    if people[0].X_cam is None:
-        return {}
+    """Middle and reach of the 3D panels, the same for all frames of a clip."""
     if len(people) == 1:
         return {"center": np.zeros(3), "half_mm": 1250.0}
     joints = np.concatenate([p.X_cam for p in people])
@@ -651,8 +675,8 @@ def viewpoint(people: list[Prediction]) -> dict:
     return {"center": center, "half_mm": float(1.15 * np.linalg.norm(joints - center, axis=-1).max() + 200)}
 
 
-def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, view: dict | None, corrected: bool) -> np.ndarray:
-    """Overlay and, for a network with depth, the 3D poses beside it; of a single person also the pose before a correction."""
+def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, view: dict | None, panels: int) -> np.ndarray:
+    """Overlay and beside it as many panels: none, the 3D poses, or these before and after a correction; nobody is seen before `view`."""
     share = PANEL / image.shape[0]
     shown = cv2.resize(image, (round(image.shape[1] * share), PANEL), interpolation=cv2.INTER_AREA if share < 1 else cv2.INTER_LINEAR)
     for p in people:
@@ -660,13 +684,13 @@ def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, 
         cv2.rectangle(shown, (x0, y0), (x1, y1), (235, 235, 235), 1, cv2.LINE_AA)
     for p in people:
         shown = vis.draw_skeleton_2d(shown, (p.x_img + 0.5) * share - 0.5, skeleton, np.maximum(p.conf, LEAST_DRAWN))
-    if view == {}:
+    if not panels:
         return shown
     single = view is not None and not view["center"].any()
-    shots = [[p.X_root for p in people[:1]] if single else [p.X_cam for p in people]]
-    if single and corrected:
-        shots.insert(0, [p.correction.X_before for p in people[:1]])
-    poses = [np.array(shot).reshape(-1, skeleton.num, 3) for shot in shots]
+    seen = people[:1] if single else people
+    place = [np.zeros(3) if single else (p.X_cam - p.X_root)[skeleton.root_index] for p in seen]
+    shots = [[p.X_root for p in seen]] if panels == 1 else [[p.correction.X_before for p in seen], [p.X_root for p in seen]]
+    poses = [np.array([X + at for X, at in zip(shot, place, strict=True)]).reshape(-1, skeleton.num, 3) for shot in shots]
     return beside([shown, *(vis.draw_skeleton_3d(X, skeleton, size=PANEL, azimuth=25.0, **(view or {})) for X in poses)], 6)
 
 

@@ -33,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lib.allocator import keep_heap
-from lib.errors import ParallaxError
+from lib.errors import ParallaxError, interruptible
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -368,8 +368,11 @@ def custom(args: argparse.Namespace) -> int:
 
 def calibration(args: argparse.Namespace) -> int:
     from lib.dataset.calibrations import report
+    from lib.files import refuse_existing
     from lib.tasks import prepare
 
+    if args.picture:
+        refuse_existing(Path(args.picture))  # before the calibration is written
     found = prepare.import_calibration(args.src, args.out, args.unit, args.cameras, args.up, args.inverse, args.size)
     lines, said = report(found)
     print("\n".join([*lines, *(f"- {sentence}" for sentence in said)]))
@@ -496,4 +499,4 @@ COMMANDS = {
 
 if __name__ == "__main__":
     keep_heap()
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lib.allocator import keep_heap
-from lib.errors import ParallaxError
+from lib.errors import ParallaxError, interruptible
 from lib.tasks.world import LAYOUTS, MOTION_LAYOUT, ensure, ensure_motion, ensure_native, sheet
 
 
@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if len(args.people) > 2:
         parser.error("--people: one number, or the fewest and the most")
+    if args.seed < 0 or not 0 < args.seconds < float("inf"):
+        parser.error(f"--seed {args.seed}, --seconds {args.seconds:g}: expected a seed of 0 or more and a time above 0")
     if not args.root and not args.sheet:
         parser.error("give --root to make a world, or --sheet to look at one")
     shared = {
@@ -92,4 +94,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     keep_heap()
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -11,7 +11,7 @@ from PIL import Image
 from lib.drawing import animation
 from lib.drawing.animation import GAP, HEAD, Film, Stage, followed
 from lib.drawing.paint import FLOOR, LEFT, RIGHT
-from lib.errors import DataError
+from lib.errors import DataError, RunError
 from lib.skeleton import get
 from lib.tasks.rigs import adult_pose
 from lib.video import Clip, Video
@@ -161,6 +161,32 @@ def test_keypoints_are_scaled_with_the_frame_and_averaged(video):
 def test_wrong_films_are_named(video, more, message):
     with pytest.raises(DataError, match=message):
         film(video=video, **more)
+
+
+def test_pictures_of_another_size_and_pictures_beyond_a_gif_are_told(tmp_path, caplog, monkeypatch):
+    picture = np.zeros((20, 40, 3), np.uint8)
+    with pytest.raises(RunError, match=r"a.mp4: picture 1 has shape \(20, 20, 3\), the others \(20, 40, 3\)"), \
+            Clip(tmp_path / "a.mp4", None, 10.0) as clip:  # fmt: skip
+        clip.add(picture)
+        clip.add(picture[:, :20])
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("lib.video.GIF_FRAMES", 3)
+    with Clip(None, tmp_path / "a.gif", 10.0) as clip:
+        for _ in range(5):
+            clip.add(picture)
+    assert "a.gif: ends after 3 pictures of 5" in caplog.text
+
+
+def test_a_video_that_ends_too_early_is_told(tmp_path, caplog):
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (64, 48))
+    for _ in range(40):
+        writer.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    assert len(list(Video.open(path).frames())) == 40 and not caplog.text
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    given = len(list(Video.open(path).frames()))
+    assert 0 < given < 40 and f"a.avi: ends after {given} of the 40 frames that it announces" in caplog.text
 
 
 def film_to(folder: Path, mp4: bool, gif: bool) -> list[str]:

@@ -32,6 +32,14 @@ def test_an_older_file_stays_until_the_new_one_is_complete(tmp_path):
     assert path.read_text() == "new\n" and os.listdir(path.parent) == ["a.npz"]
 
 
+@pytest.mark.parametrize("name", [".", "", "deeper"])
+def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deeper").mkdir()
+    with pytest.raises(RunError, match="is a folder; give the name of a file"), replaced(name, RunError):
+        pass
+
+
 def test_new_files_refuse_what_is_there_and_torch_may_be_among_the_causes(tmp_path):
     path = tmp_path / "a.bin"
     with pytest.raises(WeightsError, match="cannot be written.*unexpected pos"), replaced(path, WeightsError, causes=OF_TORCH):

@@ -177,6 +177,11 @@ def test_a_correction_moves_poses_to_their_keypoints_through_the_camera(tmp_path
     kept = lifter.lift(unseen, SIZE, camera=own, tangential="h36m", correct=True)
     np.testing.assert_allclose(kept.X_root[:, wrist], kept.X_before[:, wrist], atol=2)
     np.testing.assert_array_equal(Lifted.read(m.save(tmp_path / "m.npz")).reprojection_px, m.reprojection_px)
+    unseen[:3, :, 2] = 0  # frames without the person say nothing about how well the poses fit
+    gone = lifter.lift(unseen, SIZE, camera=own, tangential="h36m", correct=True)
+    assert np.isnan(gone.reprojection_px[:3]).all() and np.isfinite(gone.reprojection_px[3:]).all()
+    frames = json.loads(gone.save(tmp_path / "m.json").read_text(), parse_constant=pytest.fail)["frames"]
+    assert frames[0]["reprojection_px"] == [None, None]
     with pytest.raises(DataError, match="--camera"):
         lifter.lift(x, SIZE, correct=True)
 
@@ -383,10 +388,15 @@ def test_camera_files(tmp_path):
     assert own.camera.K.tolist() == K and not own.placed and own.up == "-y" and own.camera.size.tolist() == [1000, 1000]
     (tmp_path / "c.json").write_text(json.dumps({"K": K, "R": np.eye(3).tolist(), "t": [0, 0, 10], "tangential": "h36m"}))
     assert OwnCamera.read(tmp_path / "c.json").placed and OwnCamera.read(tmp_path / "c.json").tangential == "h36m"
-    for values in ([1], {}, {"K": K, "R": K}, {"K": K, "focus": 1}, {"K": "x"}, {"K": K, "up": "x"}, {"K": K, "R": K, "t": [0, 0, 0]}):
+    for values in ([1], {}, {"K": K, "R": K}, {"K": K, "focus": 1}, {"K": "x"}, {"K": K, "up": "x"}, {"K": K, "R": K, "t": [0, 0, 0]},
+                   {"K": [K]}, {"K": K, "size": [[9, 9]]}):  # fmt: skip
         (tmp_path / "c.json").write_text(json.dumps(values))
         with pytest.raises(DataError, match=r"c\.json"):
             OwnCamera.read(tmp_path / "c.json")
+    for name, value in (("dist", [np.nan] * 5), ("K", [[900, 0, np.nan], [0, 900, 5], [0, 0, 1]])):
+        (tmp_path / "c.json").write_text(json.dumps({"K": K, name: value}))
+        with pytest.raises(DataError, match=f"its {name} holds NaN"):
+            OwnCamera.make(OwnCamera.read(tmp_path / "c.json"), SIZE)
 
 
 def test_missing_joints_are_interpolated_and_said(weights, tmp_path):
@@ -470,7 +480,10 @@ def test_script_takes_a_camera_and_the_truth(weights, keypoints, tmp_path, capsy
     assert script.main([*arguments, *more, "--limit", "2"]) == 0
     corrected = Lifted.read(tmp_path / "corrected/walk.npz")
     np.testing.assert_allclose(corrected.X_before, expected.X_root, atol=1e-2)
-    assert "px from their keypoints on average" in capsys.readouterr().err and corrected.reprojection_px.shape == (20, 2)
+    said, known = capsys.readouterr().err, np.isfinite(corrected.reprojection_px).all(1)
+    assert ("px from their keypoints on average" in said) == known.any()
+    assert (f"not corrected: {(~known).sum()} of 20" in said) == (~known).any()
+    assert corrected.reprojection_px.shape == (20, 2)
     assert script.main([*arguments, "--truth", str(tmp_path / "truth.npy"), "--form", "mp4", "--size", "64", "--limit", "2"]) == 0
     assert Video.open(tmp_path / "out/walk_pose.mp4").width == 3 * 64 + 2 * 8
 

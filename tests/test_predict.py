@@ -13,7 +13,7 @@ import torchvision
 
 from lib import vis
 from lib.config import defaults
-from lib.dataset.image import ImageSpec
+from lib.dataset.image import ImageSpec, read_image
 from lib.engine import checkpoint
 from lib.errors import ConfigError, DataError, WeightsError
 from lib.geometry.camera import Cameras
@@ -150,6 +150,26 @@ def test_boxes_are_widened_to_the_shape_of_the_crops(size, box, crop):
     np.testing.assert_allclose(person.box, crop, atol=1e-3)
 
 
+def test_boxes_are_cut_to_the_shape_of_the_crops_where_training_did(tmp_path):
+    person = Predictor(Oracle(people()[:1], size=(64, 64)), "cpu", box_fit="within")(IMAGE, (100, 200, 200, 500))
+    np.testing.assert_allclose(person.box, (100, 300, 200, 400), atol=1e-3)
+    assert Predictor.from_checkpoint(save_checkpoint(tmp_path / "w.tar", **{"DATASET.BOX_FIT": "within"}), "cpu").box_fit == "within"
+
+
+def test_photographs_are_turned_as_viewers_turn_them(tmp_path):
+    from PIL import Image
+
+    upright = np.zeros((40, 20, 3), np.uint8)
+    upright[:20] = 200
+    facts = Image.Exif()
+    facts[0x0112] = 6  # the camera lay on its side: a viewer turns it by 90 degrees to the right
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.png", exif=facts)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", upright=True), upright)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(upright))  # as labels are
+    network = Oracle(people()[:1], size=(64, 64))
+    assert Predictor(network, "cpu")(tmp_path / "a.png").box.tolist() == [-10, 0, 30, 40]
+
+
 def test_the_patch_shows_the_square():
     image = np.zeros((100, 200, 3), np.uint8)
     image[40:60, 120:140] = (255, 0, 0)
@@ -166,7 +186,7 @@ def test_the_patch_shows_the_square():
 
 
 @pytest.mark.parametrize(
-    "box", [(5, 5, 5, 9), (9, 5, 5, 9), (1, 2, 3), (2000, 0, 2100, 90), (0, 0, np.nan, 5), (-9, -9, -1, -1)]
+    "box", [(5, 5, 5, 9), (9, 5, 5, 9), (1, 2, 3), (2000, 0, 2100, 90), (0, 0, np.nan, 5), (-9, -9, -1, -1), "abc", ["a", 0, 1, 2]]
 )
 def test_wrong_boxes_are_named(box):
     with pytest.raises(DataError, match="box"):
@@ -179,10 +199,18 @@ def test_wrong_images_are_named(image):
         Predictor(Oracle(people()), "cpu")(image)
 
 
-@pytest.mark.parametrize("wrong", [{"root_depth_mm": -5}, {"box_mm": [1.0, 2.0, 3.0]}, {"camera": np.eye(4)}])
+@pytest.mark.parametrize("wrong", [
+    {"root_depth_mm": -5}, {"box_mm": [1.0, 2.0, 3.0]}, {"camera": np.eye(4)}, {"camera": np.diag([0.0, 900.0, 1.0])},
+    {"camera": K * np.nan}, {"camera": {"K": K}}, {"camera": camera((np.nan, 0, 0, 0, 0))},
+])  # fmt: skip
 def test_wrong_lengths_and_cameras_are_named(wrong):
     with pytest.raises(DataError, match="expected"):
         Predictor(Oracle(people()), "cpu").predict_boxes(IMAGE, [None, None], **wrong)
+
+
+def test_a_camera_of_pictures_of_another_size_is_refused():
+    with pytest.raises(DataError, match="calibrated for images of 1000 x 1000 px, but these are 500 x 1000"):
+        Predictor(Oracle(people()), "cpu")(IMAGE[:, :500], camera=camera())
 
 
 def test_no_boxes_no_people():
@@ -360,6 +388,24 @@ def test_script_writes_four_files_per_picture(weights, folder):
     assert person["assumed"] == [] and person["K"][0][0] == 100
 
 
+def test_results_never_replace_what_is_not_theirs(weights, folder, capsys):
+    arguments = [str(folder / "in"), "--checkpoint", str(weights), "--device", "cpu", "--out"]
+    assert script.main([*arguments, str(folder / "in")]) == 2 and "is the folder of the pictures" in capsys.readouterr().err
+    (folder / "out").mkdir()
+    (folder / "out/a.json").write_text('{"labels": "mine"}')
+    assert script.main([*arguments, str(folder / "out")]) == 1
+    assert "a.json: exists and is no result of this command; use --overwrite" in capsys.readouterr().err
+    assert (folder / "out/a.json").read_text() == '{"labels": "mine"}' and "b.json" in files(folder / "out")
+    (folder / "out/b_2d.png").unlink()  # as an interrupted run leaves it
+    assert script.main([*arguments, str(folder / "out")]) == 1 and "b_2d.png" in files(folder / "out")
+
+
+def test_pictures_of_like_names_have_results_of_their_own(tmp_path):
+    names = [tmp_path / name for name in ("a.jpg", "a.png", "a_jpg.png", "b.jpg")]
+    stems = script.result_names(names, Path("out"), tmp_path)
+    assert [stem.name for stem in stems] == ["a_jpg", "a_png", "a_jpg_2", "b"]
+
+
 def test_script_does_a_folder_and_reports_what_it_skips(weights, folder, capsys):
     data = (folder / "in/b.jpg").read_bytes()
     (folder / "in/cut.jpg").write_bytes(data[: len(data) // 2])
@@ -515,6 +561,9 @@ def test_frames_of_a_video_are_predicted_together(weights):
             np.testing.assert_allclose(person.x_img, alone.x_img, atol=1e-2)
     with pytest.raises(DataError, match="80 x 60"):
         predictor.predict_frames([frames[0], frames[1][:50]], [[None], [None]])
+    for images, given in ((frames[:2], [[None]]), (frames[:1], [[None], [None]])):
+        with pytest.raises(DataError, match="lists for . pictures"):
+            predictor.predict_frames(images, given)
 
 
 def test_script_does_a_video(weights, clip, tmp_path):
@@ -547,6 +596,26 @@ def test_script_finds_people_with_the_detector(weights, clip, tmp_path, monkeypa
     vis.save_image(tmp_path / "empty.png", np.zeros((20, 20, 3), np.uint8))
     assert script.main([str(tmp_path / "empty.png"), *arguments]) == 0
     assert json.loads((tmp_path / "out/empty.json").read_text())["people"] == []
+
+
+@pytest.mark.parametrize("head", ["volume", "heatmap"])
+def test_the_film_has_all_frames_where_nobody_is_found_at_first(clip, tmp_path, monkeypatch, head):
+    model = Stub([[10, 5, 30, 45]], [1], [0.9])
+    frames, look = iter(range(6)), model.forward
+    monkeypatch.setattr(model, "forward", lambda images: look(images) if next(frames) > 1 else [{k: v[:0] for k, v in model.found.items()}])
+    monkeypatch.setattr(script, "load_detector", lambda *args: model)
+    network = save_checkpoint(tmp_path / "w.tar", **{"MODEL.HEAD": head})
+    arguments = ["--checkpoint", str(network), "--out", str(tmp_path / "out"), "--device", "cpu", "--detector", "torchvision"]
+    assert script.main([str(clip), *arguments, "--detect-every", "1"]) == 0
+    assert [len(f["people"]) for f in json.loads((tmp_path / "out/walk.json").read_text())["frames"]] == [0, 0, 1, 1, 1, 1]
+    assert len(list(Video.open(tmp_path / "out/walk_pose.mp4").frames())) == 6
+
+
+@pytest.mark.parametrize("wrong", [("--focal", "0"), ("--focal", "nan"), ("--root-depth", "-5"), ("--margin", "0")])
+def test_lengths_that_cannot_be_are_refused_at_once(wrong, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["a.png", *wrong])
+    assert f"{wrong[0]}: {float(wrong[1]):g}, expected a number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

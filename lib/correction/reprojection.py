@@ -289,18 +289,23 @@ def _solve(problem: _Problem, X_root: Tensor, rule: StopRule, root_index: int, f
 
 
 def _placed(X_root: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`root_by_image`, NaN with fewer than FEWEST keypoints, or behind the camera."""
+    root = root_by_image(X_root, x, weight)
+    known = ((weight > 0).sum(1) >= FEWEST) & (root[:, 2] > NEAR_MM)
+    return torch.where(known[:, None], root, torch.nan)
+
+
+def root_by_image(X_root: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
     """Roots for which joints project best onto keypoints, by linear least squares: (X + t)_x = x (X + t)_z and the same for y.
 
-    X_root (B,J,3) mm, x (B,J,2), weight (B,J) -> (B,3) mm; NaN with fewer than FEWEST keypoints, or behind the camera
+    X_root (B,J,3) mm, x (B,J,2) in the plane z = 1, weight (B,J) of the squares, None = 1 -> (B,3) mm
     """
     eye = torch.eye(2, dtype=x.dtype, device=x.device)
     A = torch.cat([eye.expand(*x.shape, 2), -x[..., None]], -1)  # (B,J,2,3)
     b = x * X_root[..., 2:] - X_root[..., :2]
-    weighted = (A * weight[..., None, None]).flatten(1, 2)
+    weighted = (A if weight is None else A * weight[..., None, None]).flatten(1, 2)
     tiny = 1e-9 * torch.eye(3, dtype=x.dtype, device=x.device)
-    root = torch.linalg.solve(weighted.mT @ A.flatten(1, 2) + tiny, weighted.mT @ b.flatten(1)[..., None])[..., 0]
-    known = ((weight > 0).sum(1) >= FEWEST) & (root[:, 2] > NEAR_MM)
-    return torch.where(known[:, None], root, torch.nan)
+    return torch.linalg.solve(weighted.mT @ A.flatten(1, 2) + tiny, weighted.mT @ b.flatten(1)[..., None])[..., 0]
 
 
 def _error(problem: _Problem, X: Tensor) -> Tensor:

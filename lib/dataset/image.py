@@ -81,21 +81,24 @@ class ImageSpec:
         return image.flip(-3) if self.color == "bgr" else image
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB; an EXIF rotation is ignored, as labels are in stored pixels.
+def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB.
+
+    Args:
+        upright: turn it as its EXIF orientation says, as viewers do. Labels of data sets are in stored pixels, which are not turned.
 
     Raises:
         DataError: with the path, when the file is missing, empty, cut short or not an image.
     """
-    return cv2.cvtColor(read_bgr(path), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(read_bgr(path, upright), cv2.COLOR_BGR2RGB)
 
 
-def read_bgr(path: str | Path) -> np.ndarray:
+def read_bgr(path: str | Path, upright: bool = False) -> np.ndarray:
     """As `read_image`, in OpenCV's channel order: saves a pass over the full frame where only a crop is wanted."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such image; check DATASET.ROOT and that the images were extracted there") from None
+        raise DataError(f"{path}: no such image; check the path, or DATASET.ROOT and that the images were extracted there") from None
     except OSError as error:
         raise DataError(
             f"{path}: the image cannot be read ({error.strerror}); check the path and its permissions"
@@ -108,7 +111,8 @@ def read_bgr(path: str | Path) -> np.ndarray:
             f"{path}: the image is cut short (its end marker is missing, {len(data)} bytes); copy or extract it again"
         )
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        flags = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # too large for OpenCV, for example
         image = None
     if image is None:

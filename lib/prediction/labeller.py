@@ -128,7 +128,7 @@ def network(path: str | Path, boxes: Boxes, device: str = "auto", margin: float 
     if task.sees == "views":
         return FrameNetwork(task, boxes, device, margin)
     cfg = task.cfg.DATASET
-    return CropNetwork(Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE), boxes, margin)
+    return CropNetwork(Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, box_fit=cfg.BOX_FIT), boxes, margin)
 
 
 def detector_boxes(model: nn.Module, threshold: float = 0.7) -> Boxes:

@@ -20,11 +20,10 @@ from lib.errors import MALFORMED, ConfigError, DataError, RunError
 from lib.geometry.camera import Cameras
 from lib.prediction.lifted import Lifted, OwnCamera, with_truth
 from lib.prediction.lifter import Lifter
-from lib.video import DEFAULT_FPS, Clip, Video
+from lib.video import DEFAULT_FPS, Clip, Video, miscounted
 
 FORMS = ("npz", "json", "csv", "mp4", "gif")
 ENDINGS = {"npz": ".npz", "json": ".json", "csv": ".csv", "mp4": "_pose.mp4", "gif": "_pose.gif"}
-MISCOUNT = 0.02  # share by which a video may have more or fewer frames than there are keypoints before that is said
 LISTED = 12  # tracks of an archive that a message names
 
 
@@ -175,13 +174,18 @@ def lift_video(
         notes.append(f"{gaps} of {len(given)} frames lacked joints, which were interpolated")
     if absent := detections.never_seen(source.video):
         notes.append("never found: " + ", ".join(f"{joint} (placed at {other})" for joint, other in absent.items()))
-    if video is not None and video.count and abs(video.count - len(given)) > max(2, MISCOUNT * len(given)):
+    if video is not None and miscounted(len(given), video.count):
         notes.append(f"{len(given)} frames of keypoints, but the video has {video.count}")
     x = np.concatenate([given.keypoints, given.scores[..., None]], -1)
     motion = lifter.lift(x, size, given.layout, camera, fps, correct=correct)
     if motion.reprojection_px is not None:
-        before, after = motion.reprojection_px.mean(0)
-        notes.append(f"corrected: the poses are {after:.2f} px from their keypoints on average, {before:.2f} px before")
+        known = motion.reprojection_px[np.isfinite(motion.reprojection_px).all(1)]
+        left = len(motion) - len(known)
+        if len(known):
+            before, after = known.mean(0)
+            notes.append(f"corrected: the poses are {after:.2f} px from their keypoints on average, {before:.2f} px before")
+        if left:
+            notes.append(f"not corrected: {left} of {len(motion)} frames, whose keypoints are too few, or put nobody before the camera")
     shown = Film(motion.keypoints, motion.layout, _poses(motion, source, truth), motion.skeleton, size, motion.fps or DEFAULT_FPS, video,
                  **film)  # fmt: skip
     files = result_files(target, forms)

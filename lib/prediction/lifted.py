@@ -20,6 +20,7 @@ PITCH_DEG = 12.6  # how far Human3.6M's cameras look down, on average over its 4
 UNITS = "keypoints px, X_* mm; camera axes: x right, y down, z forward"
 FLOOR_MM = 500.0  # how far a clip may stay away from height 0 of its world: further, and the floor must lie elsewhere
 FORMS = (".npz", ".json", ".csv")
+FIELDS = "expected K (3x3), dist (4 or 5), size (2), R (3x3) and t (3) as finite numbers"
 ARRAYS = ("keypoints", "X_root", "X_cam", "X_world", "X_before", "reprojection_px")
 UPS = ("z", "y", "-y")
 
@@ -41,7 +42,7 @@ class Lifted:
     fps: float = 0.0  # frames per second; 0 = unknown
     assumed: tuple[str, ...] = ()  # what had to be assumed, in words
     X_before: np.ndarray | None = None  # (T,J,3) mm, X_root before a correction; None = there was none
-    reprojection_px: np.ndarray | None = None  # (T,2) beside X_before: how far the poses' images are from the keypoints, before and after
+    reprojection_px: np.ndarray | None = None  # (T,2) beside X_before: from poses' images to keypoints, before, after; NaN = too few
 
     def __len__(self) -> int:
         return len(self.X_root)
@@ -98,7 +99,8 @@ class Lifted:
         return npz_bytes(facts | self._arrays())
 
     def _json(self) -> bytes:
-        values = {name: np.round(np.asarray(X, np.float64), 3 if name in ARRAYS else 9).tolist() for name, X in self._arrays().items()}
+        rounded = {name: np.round(np.asarray(X, np.float64), 3 if name in ARRAYS else 9) for name, X in self._arrays().items()}
+        values = {name: np.where(np.isfinite(X), X, None).tolist() for name, X in rounded.items()}  # JSON knows no NaN
         frames = [{"frame": i, **{name: values[name][i] for name in ARRAYS if name in values}} for i in range(len(self))]
         camera = {name: values[name] for name in ("R", "t") if name in values}
         return (json.dumps(self._facts() | camera | {"frames": frames}) + "\n").encode()
@@ -143,20 +145,26 @@ class OwnCamera:
         """From (3,3) intrinsics in px, `Cameras` (R and t count as known unless they are 1 and 0) or itself, for images of `size`.
 
         Raises:
-            DataError: several cameras, intrinsics of another shape or not positive, or the camera belongs to images of another size.
+            DataError: no camera or several, intrinsics of another shape or not positive, or the camera belongs to images of another size.
         """
         if not isinstance(camera, OwnCamera):
             if not isinstance(camera, Cameras):
-                K = np.asarray(camera, np.float64)
+                try:
+                    K = np.asarray(camera, np.float64)
+                except MALFORMED:
+                    raise DataError(f"camera: found {type(camera).__name__}, expected (3, 3) intrinsics or Cameras") from None
                 if K.shape != (3, 3):
                     raise DataError(f"camera: intrinsics of shape {K.shape}, expected (3, 3), in px of the image")
-                camera = Cameras.make(K, np.eye(3), np.zeros(3), dtype=torch.float64)
+                camera = _made("camera", K=K)
             camera = camera.to("cpu", torch.float64)
-            if camera.shape:
-                raise DataError(f"camera: {tuple(camera.shape)} cameras were given, expected one")
             camera = OwnCamera(camera, not (torch.equal(camera.R, torch.eye(3).to(camera.R)) and not camera.t.any()))
+        if camera.camera.shape:
+            raise DataError(f"camera: {tuple(camera.camera.shape)} cameras were given, expected one")
         K, known = camera.camera.K, camera.camera.size
-        if not bool(torch.isfinite(K).all() and (K.diagonal() > 0).all()):
+        for name in ("K", "R", "t", "dist"):
+            if not bool(torch.isfinite(getattr(camera.camera, name)).all()):
+                raise DataError(f"camera: its {name} holds NaN or infinite numbers; expected finite ones")
+        if not bool((K.diagonal() > 0).all()):
             raise DataError(f"camera: focal lengths {K[0, 0]:g}, {K[1, 1]:g}, expected numbers above 0, in px of the image")
         if bool((known > 0).all()) and tuple(known.tolist()) != tuple(map(float, size)):
             found = " x ".join(f"{v:g}" for v in known.tolist())
@@ -183,12 +191,21 @@ class OwnCamera:
         if up not in tuple(UPS) or tangential not in tuple(TANGENTIAL):  # a value may be a list, which a mapping cannot be asked for
             raise DataError(f"{path}: up {up!r}, tangential {tangential!r}, expected one of {UPS} and one of {tuple(TANGENTIAL)}")
         try:
-            fields = {name: np.array(values[name], np.float64) for name in ("dist", "size") if name in values}
-            extrinsics = {"R": np.array(values.get("R", np.eye(3)), np.float64), "t": np.array(values.get("t", np.zeros(3)), np.float64)}
-            camera = Cameras.make(np.array(values["K"], np.float64), **extrinsics, **fields, dtype=torch.float64)
+            fields = {name: np.array(values[name], np.float64) for name in ("K", "dist", "size", "R", "t") if name in values}
         except MALFORMED as error:
-            raise DataError(f"{path}: {error}; expected K (3x3), dist (4 or 5), size (2), R (3x3) and t (3) as numbers") from error
+            raise DataError(f"{path}: {error}; {FIELDS}") from error
+        camera = _made(path, **fields)
+        if camera.shape:
+            raise DataError(f"{path}: holds {tuple(camera.shape)} cameras, as its numbers are nested; {FIELDS}")
         return OwnCamera(camera, "R" in values, tangential, up)
+
+
+def _made(where: str | Path, **fields: np.ndarray) -> Cameras:
+    """A camera in float64, at the origin without R and t; what cannot be one is answered with `where` it is from."""
+    try:
+        return Cameras.make(**{"R": np.eye(3), "t": np.zeros(3)} | fields, dtype=torch.float64)
+    except MALFORMED as error:
+        raise DataError(f"{where}: {error}; {FIELDS}") from error
 
 
 def _settled(X: np.ndarray, settle: bool) -> np.ndarray:
@@ -201,7 +218,10 @@ def with_truth(motion: Lifted, truth_cam: np.ndarray) -> tuple[Lifted, np.ndarra
     Raises:
         DataError: the truth has other frames or joints.
     """
-    truth = np.asarray(truth_cam, np.float32)
+    try:
+        truth = np.asarray(truth_cam, np.float32)
+    except MALFORMED as error:
+        raise DataError(f"truth: holds no numbers ({error}), expected poses (T, J, 3) in mm") from None
     if truth.shape != motion.X_root.shape:
         raise DataError(f"truth: shape {truth.shape}, expected {motion.X_root.shape}, the frames and joints of the motion")
     root = motion.skeleton.root_index

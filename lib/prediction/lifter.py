@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lib.config import Config
 from lib.correction import Reprojected
+from lib.correction.reprojection import root_by_image
 from lib.engine.distributed import choose_device
 from lib.errors import DataError
 from lib.geometry.screen import to_screen
@@ -130,7 +131,8 @@ class Lifter:
             X, root = _resample(X, back), None if root is None else _resample(root, back)
         before, found = X, None
         if correct:
-            found = self._corrected(X, root, norm, self._scores(keypoints, layout))
+            scores = self._scores(keypoints, layout)
+            found = self._corrected(X, root, norm, scores)
             X, root = found.X_root.numpy(), None if root is None else found.root[:, None].numpy()
         if root is None and own is not None:
             root = self._place(X, norm)
@@ -146,7 +148,8 @@ class Lifter:
         if found is not None:
             focal = float(own.camera.K.diagonal()[:2].mean())
             more["X_before"] = before.astype(np.float32)
-            more["reprojection_px"] = focal * torch.stack([found.error_before, found.error_after], -1).numpy().astype(np.float32)
+            errors = focal * torch.stack([found.error_before, found.error_after], -1).numpy()
+            more["reprojection_px"] = np.where((scores > 0).any(1)[:, None], errors, np.nan).astype(np.float32)
         X, X_cam, X_world = (None if a is None else a.astype(np.float32) for a in (X, X_cam, X_world))
         return Lifted(self.skeleton, self.layout, x[..., :2].astype(np.float32), X, X_cam, X_world, **more, size=size, fps=fps,
                       assumed=tuple(assumed))  # fmt: skip
@@ -256,16 +259,12 @@ class Lifter:
         return np.concatenate(poses), np.concatenate(roots) if roots else None
 
     def _place(self, X: np.ndarray, norm: Tensor) -> np.ndarray | None:
-        """The root (T,1,3) mm for which the joints with a side project best onto directions (T,J_in,2), by linear least squares:
-        (X + t)_x = x (X + t)_z and the same for y."""
+        """The root (T,1,3) mm for which the joints with a side project best onto directions (T,J_in,2)."""
         names = [joint for joint in self.skeleton.joints if joint[:2] in ("l_", "r_") and joint in self.layout.joints]
         if len(names) < FEWEST_LIMBS:
             return None
         X, x = X[:, self.skeleton.indices(names)], norm.numpy()[:, self.layout.indices(names)]
-        eye = np.broadcast_to(np.eye(2), (*x.shape[:2], 2, 2))
-        A = np.concatenate([eye, -x[..., None]], -1).reshape(len(X), -1, 3)
-        b = (x * X[..., 2:] - X[..., :2]).reshape(len(X), -1, 1)
-        return np.linalg.solve(A.mT @ A + 1e-9 * np.eye(3), A.mT @ b).mT
+        return root_by_image(torch.from_numpy(X), torch.from_numpy(x)).numpy()[:, None]
 
 
 class LiftStream:

@@ -40,7 +40,7 @@ from lib.skeleton import Skeleton, get
 from lib.tasks.restore import restore
 from lib.tasks.voxelpose import VoxelPoseTask
 from lib.tracking import GAP, GATE_MM, track
-from lib.video import DEFAULT_FPS, Video
+from lib.video import Video
 from lib.vis import draw_skeleton_2d, view_axes
 
 log = logging.getLogger("parallax")
@@ -66,7 +66,7 @@ class Recording:
     number: Tensor  # (F,V,M) long, of the people as the detector (or their order) tells; -1 = nobody
     images: dict[tuple[int, int], Path] = field(default_factory=dict)  # by instant and view
     videos: dict[int, Video] = field(default_factory=dict)  # by view
-    fps: float = DEFAULT_FPS
+    fps: float = 0.0  # frames per second of the recording, of which `frames` may be every so many; 0 = unknown
 
     @staticmethod
     def read(
@@ -77,7 +77,7 @@ class Recording:
 
         Args:
             every, skip, limit: every n-th instant after the first `skip`, at most so many.
-            fps: of the recording; None = as the videos say.
+            fps: of the recording; None = as the videos say, 0 (unknown) where there are none.
 
         Raises:
             DataError: see lib.dataset.formats.custom.read; or nothing is left of the recording.
@@ -91,7 +91,7 @@ class Recording:
             raise DataError(f"{root}: nothing is left of {len(np.unique(ann.frame))} instants after --skip {skip}")
         there = np.isin(ann.frame, frames)
         first = {(int(ann.frame[r]), int(ann.view[r])): root / ann.image_path(int(r)) for r in np.flatnonzero(there & (ann.image >= 0))}
-        fps = fps or next((video.fps for video in videos.values()), DEFAULT_FPS)
+        fps = fps or next((video.fps for video in videos.values()), 0.0)
         return Recording(root, rig.names, rig.cameras, get(ann.skeleton), frames, *_dense(ann, frames, len(rig)), first, videos, fps)
 
     def detected(self) -> Recording:
@@ -105,6 +105,14 @@ class Recording:
         columns = {name: getattr(self, name)[rows] for name in ("frames", "x_img", "conf", "number")}
         facts = {name: getattr(self, name) for name in ("root", "names", "cameras", "skeleton", "images", "videos", "fps")}
         return Recording(**columns, **facts)
+
+    def check_pictures(self) -> None:
+        """Raises DataError unless every view has a picture of every instant."""
+        for frame in self.frames.tolist():
+            for v, name in enumerate(self.names):
+                if (frame, v) not in self.images:
+                    need = f"the network needs all of {', '.join(self.names)}"
+                    raise DataError(f"{self.root}: {name} has no picture of frame {frame}; {need}: add it, or leave the frame out")
 
     def pictures(self) -> Iterator[list[np.ndarray | None]]:
         """All views of one instant after another, (H,W,3) uint8 RGB in the size of the calibration; None = the view has no picture.
@@ -290,6 +298,8 @@ class RigPredictor:
         if not task.in_space:
             expected = "expected one whose root_net or pose_net was trained"
             raise WeightsError(f"the checkpoint's network finds no people in space (VOXEL.PARTS backbone); {expected}")
+        if "pose_net" not in task.parts:
+            log.warning("the checkpoint is of a training of people's places (VOXEL.PARTS %s): its poses may mean nothing", list(task.parts))
         if space not in SPACES:
             raise DataError(f"space {space!r}; expected one of {', '.join(SPACES)}")
         self.device = choose_device(device)
@@ -342,6 +352,8 @@ class RigPredictor:
             raise DataError(f"{r.root}: the calibration knows no image sizes; give them with scripts/prepare.py calibration --size")
         if self.from_cameras or not task.space_known:
             task.set_space(*space_from_cameras(r.cameras))
+        if task.from_images:
+            r.check_pictures()
         joints = None if task.from_images else _joints_for(r, task)
         A = letterbox_affine(size, task.image_spec.size)  # (V,2,3)
         pictures = iter(r.pictures()) if task.from_images else None
@@ -355,7 +367,7 @@ class RigPredictor:
                 "camera": r.cameras.expand(count, len(r.names)).to(torch.float32).to(device),
             }
             if pictures is not None:
-                shown = np.stack([_patches(next(pictures), A.numpy(), task.image_spec.size, r) for _ in range(count)])
+                shown = np.stack([_patches(next(pictures), A.numpy(), task.image_spec.size) for _ in range(count)])
                 batch["image"] = torch.from_numpy(shown).movedim(-1, -3).contiguous().to(device)
             else:
                 batch |= {"x_img": joints[0][rows].float().to(device), "conf": joints[1][rows].float().to(device)}
@@ -381,10 +393,7 @@ def _joints_for(r: Recording, task: VoxelPoseTask) -> tuple[Tensor, Tensor]:
     return x[..., :2], x[..., 2]
 
 
-def _patches(shown: Sequence[np.ndarray | None], A: np.ndarray, size: tuple[int, int], r: Recording) -> np.ndarray:
-    missing = [name for name, image in zip(r.names, shown, strict=True) if image is None]
-    if missing:
-        raise DataError(f"{r.root}: an instant without a picture of {missing[0]}; the network needs all of {', '.join(r.names)}")
+def _patches(shown: Sequence[np.ndarray], A: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([warp(image, a, size) for image, a in zip(shown, A, strict=True)])
 
 

@@ -30,7 +30,7 @@ class RigPeople:
     valid: np.ndarray  # (N,J) bool
     views: np.ndarray  # (N,J,V) bool, the cameras a joint was made from; of a network: those in whose picture it lies
     reprojection: np.ndarray  # (N,J) float32 px, NaN where nothing was measured in 2D
-    fps: float = 0.0  # instants per second; 0 = unknown
+    fps: float = 0.0  # frames per second of the recording, whose numbers `frame` holds; 0 = unknown
     made_by: str = ""
 
     def __len__(self) -> int:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from lib.allocator import OPTIONS as HEAP_OPTIONS
 from lib.allocator import keep_heap
+from lib.engine.distributed import choose_device
 from lib.errors import RunError
 
 SHOWN = 10  # lines of a curve
@@ -133,7 +134,7 @@ def one_thread() -> None:
 def begin(name: str, items: str, device: str | None) -> tuple[Report, torch.device]:
     """An empty report of what is raced on one thread, and the device: the one that is named, or torch's own."""
     one_thread()
-    return Report(name, items, machine()), torch.device(device) if device else torch.empty(0).device
+    return Report(name, items, machine()), choose_device(device) if device else torch.empty(0).device
 
 
 def timer(device: torch.device) -> Callable[[], float]:
