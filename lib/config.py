@@ -68,7 +68,7 @@ TREE = Group("", {
     "AMP": Key("off", "Mixed precision; auto = bf16 where the device computes it fast, else off.",
                choices=("off", "bf16", "fp16", "auto"), alias={False: "off"}),  # YAML reads a bare `off` as false
     "CHANNELS_LAST": Key(True, "Keep images and feature maps in channels-last memory order (faster convolutions)."),
-    "COMPILE": Key(False, "Compile the model with torch.compile; slower start, faster steps."),
+    "COMPILE": Key(False, "Compile the networks with torch.compile; slower start, faster steps."),
     "DETERMINISTIC": Key(False, "Use deterministic algorithms only, so that runs on a GPU repeat bit by bit."),
     "THREADS": Key(0, "Threads of torch per process; 0 = torch's own choice.", at_least(0)),
     "DATASET": Group("What is learned from, how a person is cropped, and how samples are varied.", {
@@ -85,7 +85,8 @@ TREE = Group("", {
         "OPTIONS": Key({}, "Further arguments of the format's `read` function, by name; unknown ones are an error."),
         "DEPTH_RANGE": Key(2000.0, "Millimetres that the depth bins span, centred on the root joint.", POSITIVE),
         "BOX_SCALE": Key(1.0, "Factor on each person's box, widened to the shape of MODEL.IMAGE_SIZE, before it is cropped.", POSITIVE),
-        "BOX_FIT": Key("around", "How boxes get that shape: the smallest around them, or the largest within (TASK integral and fusion).",
+        "BOX_FIT": Key("around", "How boxes get that shape: the smallest around them, or the largest within (TASK integral, epipolar, "
+                       "fusion and machine).",
                        choices=("around", "within")),
         "TRAIN_FRAME": Key(1, "Keep every n-th frame of the training split.", at_least(1)),
         "VAL_FRAME": Key(1, "Keep every n-th frame of the evaluated split.", at_least(1)),
@@ -173,7 +174,8 @@ TREE = Group("", {
     }),
     "TEST": Group("Evaluation.", {
         "BATCH_SIZE": Key(32, "Samples per batch and process.", at_least(1)),
-        "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image; TASK machine does not."),
+        "FLIP_TEST": Key(False, "Average the predictions of an image and of its mirror image; TASK machine does not, nor do networks "
+                         "whose heatmaps are drawn from keypoints."),
         "FREEZE": Key(False, "scripts/valid.py: batch norms become part of the convolutions, which are kept in the format of AMP and, with "
                       "COMPILE, are constants to the compiler: the same scores to rounding, in less time."),
         "CORRECTION": Key("off", "Correct 3D poses by the 2D pose that is seen, as the CORRECTION section says: through a projection that "
@@ -190,17 +192,19 @@ TREE = Group("", {
                    choices=("off", "rooted", "absolute"), alias={False: "off"}),
         "HEAD_RULE": Key("plain", "How PCP finds the ends of a predicted head; published for VoxelPose: blended on Shelf, plain on Campus.",
                          choices=("plain", "blended")),
-        "KEY": Key("auto", "Metric in 3D that says which weights of TASK integral, epipolar and fusion are best; auto = mpjpe_mm, or "
-                   "n_mpjpe_mm where EPIPOLAR.EXTRINSICS estimated leaves the true scale unseen.",
+        "KEY": Key("auto", "Metric in 3D that says which weights of TASK integral, epipolar, fusion and machine are best; auto = mpjpe_mm, "
+                   "or n_mpjpe_mm where EPIPOLAR.EXTRINSICS estimated leaves the true scale unseen.",
                    choices=("auto", "mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm")),
         "VARIANTS": Key(["standard"], "Definitions of the metrics: standard, and reference for those of EpipolarPose's release "
                         "beside them.", each(lambda e: e in ("standard", "reference"), "standard, reference or both"), of=str),
         "PSS": Key("auto", "Pose Structure Score, where its clusters (pss-<skeleton>-<K>.npz) lie in DATASET.ROOT: "
-                   "scripts/prepare.py pss makes them, and the embedded world makes its own.", choices=("auto", "off"),
+                   "scripts/prepare.py pss makes them, and the embedded world makes its own. TASK integral, epipolar, fusion and "
+                   "refine have it, but not on 3DPW.", choices=("auto", "off"),
                    alias={False: "off"}),
         "DECODE": Key("auto", "How joints are read from heatmaps: soft-argmax, or maximum, refined by Taylor (dark) or "
                       "by a quarter of a cell; auto = soft, but for LOSS.FN HeatmapMSELoss quarter or argmax as "
-                      "POST_PROCESS says.", choices=("auto", "soft", "dark", "quarter", "argmax")),
+                      "POST_PROCESS says. A volume is read softly alone, and losses on joints read softly whatever is set here.",
+                      choices=("auto", "soft", "dark", "quarter", "argmax")),
         "POST_PROCESS": Key(True, "Refine the maximum of a heatmap by a quarter of a cell; read when DECODE is auto."),
     }),
     "DEBUG": Group("Pictures of what the network does.", {
@@ -219,7 +223,7 @@ TREE = Group("", {
         "METHOD": Key("reweighted", "Triangulation (lib/geometry/triangulation.py); median = vector median over pairs.",
                       choices=("dlt", "weighted", "reweighted", "optimal2", "ransac", "midpoint", "median")),
         "THRESHOLD_PX": Key(15.0, "Reprojection error, in pixels of the full image, above which a joint gets no label; "
-                            "0 = off.", at_least(0)),
+                            "0 = off, which METHOD ransac cannot do.", at_least(0)),
         "MIN_CONF": Key(0.0, "Confidence of the teacher below which a view does not take part.", FRACTION),
         "EXTRINSICS": Key("known", "Rotation and translation of the training cameras: as annotated, or estimated from the teacher's "
                           "joints alone (without R/t); intrinsics are always known.", choices=("known", "estimated")),

@@ -84,12 +84,15 @@ class RefineTask(Task):
 
     sections = ("DATASET", "MODEL", "TRAIN", "TEST", "DEBUG", "REFINE")
     sees = "pose"
+    models = ("refiner",)
+
+    @classmethod
+    def overfit(cls, cfg: Config) -> dict:
+        return {"REFINE.VALID": cfg.REFINE.TRAIN, "REFINE.HOLDOUT": [], "REFINE.NOISE_MM": 0.0, "REFINE.JOINT_DROP": 0.0}
 
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
-        if cfg.MODEL.NAME != "refiner":
-            raise cfg.error("MODEL.NAME", f"is {cfg.MODEL.NAME}, but TASK refine trains the network of refiner/; set it to refiner")
         self.skeleton = data.skeleton_name(cfg)
         section = cfg.REFINE
         self.keep = without_root(self.skeleton)
@@ -211,6 +214,10 @@ class RefineTask(Task):
         kept = torch.ones(x.shape[:2], dtype=torch.bool, device=X.device) if kept is None else kept
         result = self.model(self._normalised(x, kept))[1].float() * self.label_std + self.label_mean
         return torch.zeros_like(X).index_copy(1, keep, result.view(x.shape))
+
+    def protocol(self) -> dict:
+        section = self.cfg.REFINE
+        return super().protocol() | {"split": section.VALID or f"{', '.join(section.HOLDOUT)} of {section.TRAIN}"}
 
     def evaluator(self, dataset: PairSamples) -> RefineEvaluator:
         actions = dataset.pairs.actions

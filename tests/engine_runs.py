@@ -56,6 +56,16 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
+def calls_of(modules: Sequence[torch.nn.Module]):
+    """A list that fills with those of `modules` that are called as modules, which is what torch.compile sees, each once."""
+    called: list[torch.nn.Module] = []
+    hooks = [m.register_forward_pre_hook(lambda m, _: None if m in called else called.append(m)) for m in modules]
+    yield called
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
 def untouched(folder: Path):
     """No file appears, vanishes or changes."""
     before = hashes(folder)

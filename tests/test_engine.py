@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.engine import Interrupted, commands, distributed, optim, run_dir
-from lib.engine.batches import part_of
+from lib.engine import Interrupted, Trainer, commands, distributed, optim, run_dir
+from lib.engine.batches import overfit_config, part_of
 from lib.engine.distributed import HOST
 from lib.engine.evaluation import is_better
 from lib.engine.logger import Meter
@@ -203,11 +203,37 @@ def test_max_steps_ends_within_an_epoch_and_is_judged(tmp_path):
     assert trainer.task.epochs == [0, 1]
 
 
-def test_compile_is_for_the_model_alone(tmp_path, monkeypatch):
+class InParts(ToyTask):
+    def called(self):
+        return [self.model[0], self.model[3]]
+
+
+def test_compile_is_for_what_the_task_calls(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    trainer, _ = fit(tmp_path, "COMPILE", True, "TRAIN.MAX_STEPS", 1)
-    assert compiled == [trainer.task.model]
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    cfg = toy_config("COMPILE", True)
+    whole, parts = Trainer(cfg, ToyTask(cfg)).task, Trainer(cfg, InParts(cfg)).task
+    assert compiled == [(module, {}) for module in (whole.model, parts.model[0], parts.model[3])]
+    compiled.clear()
+    frozen = Trainer(cfg, InParts(cfg), frozen=True).task
+    assert compiled == [(module, {"options": {"freezing": True}}) for module in frozen.called()]
+
+
+def test_what_cannot_be_judged_is_told_before_training(tmp_path):
+    trainer = make_trainer(tmp_path, "TEST.PCP", "rooted", "TRAIN.EVAL_EVERY", 0)
+    with pytest.raises(ConfigError, match="TEST.PCP: is rooted, but here no 3D poses"):
+        trainer.fit()
+    assert not trainer.task.calls and not list(tmp_path.iterdir())
+
+
+def test_results_say_what_the_task_tells_of_its_protocol(tmp_path):
+    class Telling(ToyTask):
+        def protocol(self):
+            return super().protocol() | {"frame_stride": "its own", "boxes": "found"}
+
+    plain, told = fit(tmp_path / "a")[1]["protocol"], fit(tmp_path / "b", task_class=Telling)[1]["protocol"]
+    assert plain["flip_test"] is False and plain["frame_stride"] == 1 and not {"boxes", "excluded"} & plain.keys()
+    assert told == plain | {"frame_stride": "its own", "boxes": "found"}
 
 
 # ---------------------------------------------------------------------------------------- stops, quick looks, formats
@@ -247,6 +273,13 @@ def test_overfit_repeats_one_batch_and_writes_nothing(tmp_path):
     first.fit()
     assert values[-1][0]["total"] < 0.3 * values[0][0]["total"]
     assert all(batch is values[0][1] for _, batch in values)
+
+
+def test_overfit_sets_what_the_task_adds():
+    cfg = toy_config("DATASET.SUBJECTS", ["S1"])
+    changed = overfit_config(cfg, {"SSL.COLORS": 0, "TEST.SUBJECTS": []})
+    assert changed.DATASET.TEST_SET == "train" and not changed.DATASET.FLIP and changed.SSL.COLORS == 0 and changed.TEST.SUBJECTS == ()
+    assert overfit_config(cfg, ToyTask.overfit(cfg)).TEST.SUBJECTS == ("S1",)
 
 
 def test_dry_run_makes_one_step_and_writes_nothing(tmp_path):

@@ -75,6 +75,16 @@ def test_convolutions_are_kept_in_the_format_of_autocast():
     torch.testing.assert_close(found, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
 
 
+@pytest.mark.parametrize("parts", [None, (0, 2)])
+def test_what_is_called_is_what_is_compiled(monkeypatch, parts):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, options: compiled.append(self))
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    called = None if parts is None else [model[i] for i in parts]
+    freeze(model, compiled=True, called=called)
+    assert compiled == ([model] if called is None else called)
+
+
 @torch.no_grad()
 def test_what_is_shared_or_out_of_order_is_left_alone():
     class Odd(nn.Sequential):

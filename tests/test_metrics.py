@@ -379,12 +379,12 @@ def test_reports_say_how_they_were_measured():
 
 def test_results_files_hold_the_protocol_of_configuration_and_evaluator():
     gt = people(3)
-    cfg = defaults().with_values({"TEST.PROTOCOL": "p1", "DATASET.VAL_FRAME": 64, "DATASET.OPTIONS": {"exclude_damaged": True}})
-    protocol = run_dir.results(cfg, evaluate(gt, gt).compute().to_dict(), "float32")["protocol"]
-    expected = {"name": "p1", "frame_stride": 64, "excluded": "known damaged sequences", "subjects": "all", "root": "pelvis"}
+    cfg = defaults().with_values({"TEST.PROTOCOL": "p1", "DATASET.VAL_FRAME": 64})
+    protocol = run_dir.results(cfg, evaluate(gt, gt).compute().to_dict(), "float32", {"boxes": "found", "root": "any"})["protocol"]
+    expected = {"name": "p1", "frame_stride": 64, "boxes": "found", "subjects": "all", "root": "pelvis"}
     assert expected.items() <= protocol.items() and len(protocol["joints"]) == 17 and "alignment" in protocol
-    without = run_dir.results(defaults(), Report({}).to_dict(), "float32")
-    assert without["protocol"]["excluded"] == "none" and "root" not in without["protocol"]
+    without = run_dir.results(defaults(), Report({}).to_dict(), "float32", {})
+    assert not {"root", "boxes", "flip_test"} & without["protocol"].keys()
 
 
 def test_the_whole_report_equals_that_of_one_pose_at_a_time():

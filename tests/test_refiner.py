@@ -10,6 +10,7 @@ import torch
 
 from lib.config import defaults, load
 from lib.engine import checkpoint, commands, optim, run_dir
+from lib.engine.batches import overfit_config
 from lib.errors import ConfigError, DataError, RunError, WeightsError
 from lib.skeleton import convert, get
 from lib.tasks import Step, build
@@ -20,7 +21,7 @@ from refiner.data import PairSamples, Statistics, dump, mirrored, write_publishe
 from refiner.data import read as read_pairs
 from refiner.main import NEEDED
 from refiner.model import Refiner
-from refiner.task import RefineEvaluator, without_root_values
+from refiner.task import RefineEvaluator, RefineTask, without_root_values
 from tests.conftest import ROOT, golden, golden_json, recorded_state
 
 RNG = np.random.default_rng(3)
@@ -380,3 +381,12 @@ def test_build_predicts_both_splits_of_a_run(tmp_path):
 def test_modes_are_documented():
     text = (ROOT / "refiner" / "README.md").read_text() + (ROOT / "refiner" / "main.py").read_text()
     assert all(f"--mode {mode}" in text for mode in NEEDED)
+
+
+def test_overfit_judges_the_pairs_that_are_learned_as_they_are(config):
+    cfg = config(**{"REFINE.HOLDOUT": ["S2"], "REFINE.NOISE_MM": 20.0, "REFINE.JOINT_DROP": 0.2})
+    task = build(overfit_config(cfg, RefineTask.overfit(cfg)))
+    train, valid = task.train_data()["train"], task.eval_data()["valid"]
+    first, same = train.__getitems__([(i, 0) for i in range(8)]), valid.__getitems__(list(range(8)))
+    assert len(train) == len(valid) and all(torch.equal(first[name], same[name]) for name in ("X_in", "X_input", "X_cam", "kept"))
+    assert task.protocol()["split"] == cfg.REFINE.TRAIN

@@ -15,7 +15,7 @@ from lib.geometry.crop import invert, transform_points
 from lib.metrics import PoseEvaluator
 from lib.metrics.threedpw import ThreeDPWEvaluator
 from lib.skeleton import get
-from lib.tasks import Step, build
+from lib.tasks import TASKS, Step, build
 from lib.tasks import data as task_data
 from lib.tasks import epipolar as epipolar_task
 from lib.tasks import labels as label_task
@@ -105,6 +105,40 @@ def test_each_head_learns_one_batch(ann, tmp_path, head):
     assert task.key_metric[0] in report.metrics
     figure = next(iter(task.figures(b, pred, 2).values()))
     assert figure.dtype == np.uint8 and figure.ndim == 3
+
+
+@pytest.mark.parametrize("decode", ["argmax", "quarter", "dark"])
+@pytest.mark.parametrize("head", ["heatmap", "heatmap_depth"])
+def test_how_maps_are_read_in_evaluation_changes_no_training(ann, tmp_path, head, decode):
+    results = []
+    for how in ("auto", decode):
+        torch.manual_seed(0)
+        task = task_of(tmp_path, **{"MODEL.HEAD": head, "TEST.DECODE": how})
+        total = task({"train": task.train_data()["train"].__getitems__([(0, 0), (1, 0)])}, START)["total"]
+        total.backward()
+        results.append((total.item(), task.model.final_layer.weight.grad.clone(), task.reader.decode))
+    (soft, gradient, _), (hard, same, read) = results
+    assert soft == hard and torch.equal(gradient, same) and gradient.abs().sum() > 0 and read == decode
+
+
+def test_results_say_which_options_and_boxes_are_judged(tmp_path):
+    told = task_of(tmp_path, **{"DATASET.DATASET": "h36m_raw", "DATASET.BOX_SCALE": 1.5, "DATASET.OPTIONS": {"step": 5}}).protocol()
+    assert told["boxes"] == "annotated, side x 1.5" and told["flip_test"] is False
+    assert told["options"]["step"] == 5 and told["options"]["exclude_damaged"] is False
+
+
+NETWORKS = {
+    "integral": ["hourglass", "fusion", "voxelpose", "temporal", "refiner"], "epipolar": ["pose_machine"], "temporal": ["pose3d_resnet"],
+    "voxelpose": ["pose3d_resnet"], "selfpose3d": ["hourglass"], "scenes": ["fusion"], "fusion": ["temporal"], "machine": ["voxelpose"],
+    "refine": ["pose3d_resnet"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, names in NETWORKS.items() for name in names])
+def test_a_network_of_another_task_is_refused(task, name):
+    with pytest.raises(ConfigError, match=f"MODEL.NAME: is {name}, which TASK {task} does not train; set it to "):
+        build(defaults().with_values({"TASK": task, "MODEL.NAME": name}))
+    assert NETWORKS.keys() == TASKS.keys()
 
 
 def test_who_is_out_of_a_view_has_no_crop_of_it(ann, tmp_path, monkeypatch):
@@ -420,7 +454,7 @@ def test_labels_of_bare_weights_belong_to_what_is_assumed_of_them(ann, tmp_path)
     teacher = task_of(tmp_path)
     torch.save(teacher.model.state_dict(), bare := tmp_path / "teacher.pth")
     known = save_checkpoint(teacher, tmp_path / "teacher.pth.tar")
-    changes = ({"MODEL.IMAGE_SIZE": [96, 96]}, {"TEST.FLIP_TEST": True}, {"TEST.DECODE": "argmax"}, {"TEST.POST_PROCESS": False})
+    changes = ({"MODEL.IMAGE_SIZE": [96, 96]}, {"TEST.FLIP_TEST": True}, {"TEST.DECODE": "soft"}, {"TEST.POST_PROCESS": False})
 
     def key(path, **values):
         return epipolar(tmp_path, **{"EPIPOLAR.TEACHER": str(path), **values}).cache_key(ann)
@@ -449,10 +483,15 @@ BAD = {
     "joints do not fit": ({"MODEL.NUM_JOINTS": 16}, ConfigError, "is 16, but skeleton h36m17 has 17 joints; set it to 17"),
     "heatmap loss on a volume": ({"LOSS.FN": "HeatmapMSELoss"}, ConfigError, "HeatmapMSELoss trains MODEL.HEAD heatmap"),
     "ransac among pairs": ({"EPIPOLAR.METHOD": "ransac", "EPIPOLAR.PAIRS": "neighbours"}, ConfigError, "METHOD ransac chooses its views"),
+    "ransac without a threshold": ({"EPIPOLAR.METHOD": "ransac", "EPIPOLAR.THRESHOLD_PX": 0.0}, ConfigError,
+                                   "EPIPOLAR.THRESHOLD_PX: is 0, but METHOD ransac"),
+    "maximum of a volume": ({"TEST.DECODE": "dark"}, ConfigError, "TEST.DECODE: is dark, but MODEL.HEAD volume"),
+    "heatmaps read softly": ({"MODEL.HEAD": "heatmap", "LOSS.FN": "HeatmapMSELoss", "TEST.DECODE": "soft"}, ConfigError,
+                             "TEST.DECODE: is soft, but LOSS.FN HeatmapMSELoss"),
     "unknown network": ({"MODEL.NAME": "pose3d_resnett"}, ConfigError, "did you mean pose3d_resnet?"),
     "unknown skeleton": ({"DATASET.SKELETON": "h36m71"}, ConfigError, "h36m17"),
     "unknown format": ({"DATASET.DATASET": "syntetic", "DATASET.SKELETON": ""}, ConfigError, "did you mean synthetic?"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -8,6 +8,7 @@ from torch import nn
 from lib import skeleton as skeletons
 from lib.config import defaults
 from lib.dataset.annotations import without_3d
+from lib.engine.batches import overfit_config
 from lib.errors import ConfigError, DataError
 from lib.geometry.camera import Cameras
 from lib.geometry.heatmap import render_heatmaps
@@ -16,6 +17,7 @@ from lib.loss.fusion import hourglass_loss
 from lib.models.fusion import FusionNet, Maps
 from lib.tasks import Step, build
 from lib.tasks import data as task_data
+from lib.tasks.fusion import FusionTask
 from lib.tasks.integral import mirror
 from lib.tasks.restore import restore
 from scripts import convert
@@ -527,3 +529,8 @@ def test_wrong_settings_are_named(tmp_path, changes, message):
 def test_wrong_sets_are_named(ann, tmp_path, weak, message):
     with pytest.raises(ConfigError, match=message):
         task_of(tmp_path, **{"FUSION.WEAK": weak}).train_data()
+
+
+def test_overfit_turns_no_crop_with_2d_labels_alone():
+    cfg = defaults().with_values(NETWORK | {"FUSION.ROT_FACTOR": 40.0})
+    assert overfit_config(cfg, FusionTask.overfit(cfg)).FUSION.ROT_FACTOR == 0

@@ -13,8 +13,9 @@ from lib.errors import ConfigError
 from lib.skeleton import get
 from lib.tasks import Step, build
 from lib.tasks import data as task_data
-from lib.tasks.machine import LEARNS
+from lib.tasks.machine import LEARNS, MachineTask
 from tests.conftest import ROOT
+from tests.engine_runs import calls_of
 
 SMALL = {
     "TASK": "machine", "MODEL.NAME": "pose_machine", "MODEL.NUM_JOINTS": 16, "MODEL.IMAGE_SIZE": [64, 64], "MODEL.INIT_WEIGHTS": False,
@@ -242,3 +243,23 @@ def test_stages_follow_one_another_and_the_table_has_the_poses_before_the_correc
 def test_settings_that_do_not_fit_are_refused(settings, changes, said):
     with pytest.raises(ConfigError, match=said):
         task_of(settings, **changes)
+
+
+@pytest.mark.parametrize("head", ["fc", "maps", "lstm"])
+def test_all_that_compile_is_for_is_called(settings, head):
+    task = task_of(settings, **{"MACHINE.STAGE": "joint", "MACHINE.HEAD2D": head})
+    with calls_of(task.called()) as called:
+        task({"train": batch_of(task)}, Step(0, 0, 0.0))
+    assert called and set(called) == set(task.called())
+    assert task.model.trunk in called and (task.model.head2d in called) == (head != "lstm")
+    correcting = task_of(settings, **{"MACHINE.STAGE": "joint", "TEST.CORRECTION": "projector"})
+    assert not {correcting.model.regressor, correcting.model.projector} & set(correcting.called())
+
+
+def test_overfit_judges_the_people_that_are_learned(settings, tmp_path):
+    """A protocol would judge others, of whom the training split has none."""
+    own = {"MACHINE.STAGE": "joint", "MACHINE.PROTOCOL": "machine1", "MACHINE.MASK_2D": 0.5, "MACHINE.JOINT_MASK": {"head": 0.5}}
+    cfg = defaults().with_values(settings | own | {"OUTPUT_DIR": str(tmp_path)})
+    results = commands.train(cfg, overfit=True)
+    assert results["metrics"]["mpjpe_mm"] > 0 and not list(tmp_path.iterdir())
+    assert MachineTask.overfit(cfg) == {"MACHINE.PROTOCOL": "", "MACHINE.JOINT_MASK": {}, "MACHINE.MASK_2D": 0.0}

@@ -226,3 +226,13 @@ def test_settings_that_cannot_be_are_refused(trees, changes, text):
     with pytest.raises(ConfigError) as error:
         task_of(trees, **changes)
     assert text in str(error.value)
+
+
+def test_made_up_scenes_cannot_be_judged_by_overfitting(trees):
+    with pytest.raises(ConfigError, match="TASK: is scenes.*--overfit.*--dry-run"):
+        commands.train(config(trees), overfit=True)
+
+
+def test_results_say_that_detections_are_judged_without_boxes_or_mirror_images(trees):
+    told = task_of(trees, **{"TEST.FLIP_TEST": True}).protocol()
+    assert told == {"options": {"labels": "detections", "missing": "empty"}, "flip_test": False}

@@ -17,6 +17,7 @@ from lib.models.voxelpose import Proposals
 from lib.tasks import Step, build, data
 from lib.tasks.restore import restore
 from lib.tasks.selfpose3d import SelfPose3dTask
+from tests.engine_runs import calls_of
 from tests.test_tasks_voxelpose import SMALL
 
 STAGES = {
@@ -256,3 +257,24 @@ def test_places_from_all_joints_cannot_be_drawn(settings):
         task_of(settings, "root", **{"VOXEL.ROOT_HEATMAP": False})
     with pytest.raises(ConfigError, match="SSL.STAGE: trains the backbone"):
         task_of(settings, "backbone", **{"VOXEL.HEATMAPS": "keypoints"})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_networks_that_learn_are_called_as_compile_needs_it(settings, stage):
+    task = task_of(settings, stage)
+    with calls_of(task.called()) as called:
+        losses_of(task, batch_of(task), epoch=1)
+    parts = {name.split(".")[0] for name, module in task.model.named_modules() if any(module is one for one in called)}
+    assert parts >= LEARNS[stage]
+
+
+def test_overfit_judges_by_the_labels_that_are_learned(settings, tmp_path):
+    """Nothing is painted over, and labels of the judged split are not asked for pictures of the other."""
+    for split in ("train", "valid"):
+        pseudo_labels.write(unmatched(data.annotations(task_of(settings, "pose").cfg, split)), settings["DATASET.ROOT"], f"labels_{split}")
+    files = {"SSL.LABELS": "labels_train", "SSL.VALID_LABELS": "labels_valid", "OUTPUT_DIR": str(tmp_path / "out"), "SSL.COLORS": 2}
+    cfg = defaults().with_values(settings | STAGES["pose"] | files)
+    results = commands.train(cfg, overfit=True)
+    assert results["protocol"]["judged_by"] == "labels_train" and not (tmp_path / "out").exists()
+    changed = SelfPose3dTask.overfit(cfg)
+    assert changed["SSL.COLORS"] == 0 and changed["SSL.CUTS"] == [0, 0]

@@ -12,6 +12,7 @@ from torch import nn
 from lib import config
 from lib.correction import DECISIONS
 from lib.dataset.chunks import TrackSamples
+from lib.dataset.formats import keypoints_npz
 from lib.dataset.loader import Key
 from lib.engine import Trainer, commands, optim, run_dir, start
 from lib.engine.batches import training_batches
@@ -277,6 +278,8 @@ def test_a_training_is_resumed_to_the_last_bit_and_judged_again(root, tmp_path, 
     folder = run_dir.run_path(cfg)
     assert {"mpjpe_mm", "mpjpe_unrooted_action_mean_mm", "mpjve_mm", "trajectory_m", "reprojection_screen"} <= set(results["metrics"])
     assert results["protocol"]["frames_seen"] == 9 and list((folder / "figures").rglob("*"))
+    assert results["protocol"]["options"]["exclude"] == keypoints_npz.EXCLUDED  # what is left out unless it is said
+    assert "boxes" not in results["protocol"]
     with np.load(folder / "predictions.npz") as file:
         assert file["X_cam"].shape == file["X_cam_true"].shape == (len(file["ids"]), 17, 3)
         assert set(file["subjects"]) == {"S9", "S11"} and file["frames"][0] == 0

@@ -11,6 +11,7 @@ from lib.metrics.peaks import peak_hits
 from lib.tasks import Step, build, data
 from lib.tasks.restore import restore
 from lib.tasks.voxelpose import VoxelPoseTask
+from tests.engine_runs import calls_of
 
 SMALL = {
     "TASK": "voxelpose", "MODEL.NAME": "voxelpose", "MODEL.NUM_JOINTS": 15, "MODEL.IMAGE_SIZE": [96, 64], "MODEL.INIT_WEIGHTS": False,
@@ -292,3 +293,22 @@ def test_peaks_are_counted_where_joints_are():
     valid = torch.ones(1, 2, 2, dtype=torch.bool)
     hits = peak_hits(hm, x_hm, valid, 0.3, 2)
     assert hits.tolist() == [[[1, 2, 1, 2], [0, 1, 0, 0]]]
+
+
+def test_no_part_at_all_is_refused(settings):
+    with pytest.raises(ConfigError, match="VOXEL.PARTS: is empty"):
+        task_of(settings, **{"VOXEL.PARTS": []})
+
+
+def test_all_that_compile_is_for_is_called(settings):
+    task = task_of(settings, **{"VOXEL.PARTS": ["backbone", "root_net", "pose_net"], "VOXEL.THRESHOLD": 0.0, "VOXEL.MATCH_MM": 1e5})
+    with calls_of(task.called()) as called:
+        task({"train": batch_of(task)}, Step(0, 0, 0.0))
+    assert len(called) == 3 and len(task_of(settings, **KEYPOINTS).called()) == 2
+
+
+def test_results_tell_no_boxes_and_no_mirror_images_of_drawn_keypoints(settings):
+    for changes, flipped in (({}, True), (KEYPOINTS, False)):
+        told = task_of(settings, **{"TEST.FLIP_TEST": True}, **changes).protocol()
+        assert told["flip_test"] is flipped and told["options"]["interval"] == 1 and "min_confidence" in told["options"]
+        assert "boxes" not in told

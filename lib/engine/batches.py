@@ -44,12 +44,14 @@ def not_finite(step: int, epoch: int, values: list[dict[str, float]], ids: list[
     return error
 
 
-def overfit_config(cfg):
-    """The configuration for --overfit: no augmentation, a fixed order, evaluation on the training split."""
+def overfit_config(cfg, own: Mapping[str, Any]):
+    """The configuration for --overfit: no augmentation, a fixed order, evaluation on the training split, and the keys of the task's `own`
+    (`Task.overfit`).
+    """
     return cfg.with_values({
         "DATASET.TEST_SET": cfg.DATASET.TRAIN_SET, "TEST.SUBJECTS": cfg.DATASET.SUBJECTS,
         "DATASET.VAL_FRAME": cfg.DATASET.TRAIN_FRAME, "DATASET.FLIP": False,
         "DATASET.SCALE_FACTOR": 0.0, "DATASET.ROT_FACTOR": 0.0, "DATASET.COLOR_FACTOR": 0.0,
         "DATASET.OCCLUSION": False, "TEST.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUMULATE,
-        "TRAIN.SHUFFLE": False, "TRAIN.SCHEDULE": "constant", "TRAIN.WARMUP_STEPS": 0,
+        "TRAIN.SHUFFLE": False, "TRAIN.SCHEDULE": "constant", "TRAIN.WARMUP_STEPS": 0, **own,
     })  # fmt: skip

@@ -13,8 +13,9 @@ from lib.engine.logger import log, open_console
 from lib.engine.signals import Interrupted
 from lib.engine.trainer import Trainer
 from lib.errors import ParallaxError, WeightsError
+from lib.registry import resolve
 from lib.report import try_report
-from lib.tasks import build
+from lib.tasks import TASKS, build
 from lib.tasks.restore import adopt
 from lib.weights.load import read
 
@@ -25,7 +26,7 @@ def train(cfg, overfit: bool = False, dry_run: bool = False) -> dict:
     Whatever can be told from configuration and files is checked before data is read.
     """
     if overfit:
-        cfg = overfit_config(cfg)
+        cfg = overfit_config(cfg, resolve(TASKS, cfg.TASK, key="TASK").overfit(cfg))
     cfg.check_paths()
     folder = run_dir.run_path(cfg)
     world = start(cfg)

@@ -11,6 +11,7 @@ import math
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,11 @@ def create(path: Path, cfg) -> None:
     checkpoint.atomic_write(path / "config.yaml", lambda file: file.write(cfg.to_yaml().encode()))
 
 
-def results(cfg, scores: dict[str, Any], number_format: str) -> dict[str, Any]:
+def results(cfg, scores: dict[str, Any], number_format: str, told: Mapping[str, Any]) -> dict[str, Any]:
     """The part of results.json that follows from configuration, source tree and the scores of an evaluation.
 
-    `protocol` holds all that must agree where numbers are compared: the part of the configuration, then what the evaluator says.
+    `protocol` holds all that must agree where numbers are compared: the part of the configuration, then what the task tells
+    (`Task.protocol`), then the evaluator; the later word counts.
     """
     return {
         "task": cfg.TASK,
@@ -159,11 +161,8 @@ def results(cfg, scores: dict[str, Any], number_format: str) -> dict[str, Any]:
             "frame_stride": cfg.DATASET.VAL_FRAME,
             "subjects": list(cfg.TEST.SUBJECTS) or "all",
             "views": list(cfg.DATASET.VIEWS) or "all",
-            "excluded": "known damaged sequences" if cfg.DATASET.OPTIONS.get("exclude_damaged") else "none",
-            "options": dict(cfg.DATASET.OPTIONS),
-            "boxes": f"annotated, side x {cfg.DATASET.BOX_SCALE:g}",
-            "flip_test": cfg.TEST.FLIP_TEST,
             "number_format": number_format,
+            **told,
             **scores.get("protocol", {}),
         },
         **{key: value for key, value in scores.items() if key != "protocol"},

@@ -67,9 +67,10 @@ class Trainer:
         self.best: dict | None = None  # {"metric", "value", "step", "epoch"}
         self.results: dict = {}  # of the best weights, as in results.json
         if frozen:
-            freeze(self.task.model, self.amp_dtype, cfg.COMPILE)
+            freeze(self.task.model, self.amp_dtype, cfg.COMPILE, self.task.called())
         elif cfg.COMPILE:
-            self.task.model.compile()
+            for module in self.task.called():
+                module.compile()
 
     @property
     def epoch(self) -> int:
@@ -242,7 +243,7 @@ class Trainer:
     def result_dict(self, evaluation: Evaluation) -> dict:
         """What results.json holds, but for name and hash of the weights' file."""
         return {
-            **run_dir.results(self.cfg, evaluation.results(), self.number_format),
+            **run_dir.results(self.cfg, evaluation.results(), self.number_format, self.task.protocol()),
             "step": self.step,
             "seconds": round(self.log.seconds, 1),
             "skeleton": self.task.pose_skeleton,
@@ -281,6 +282,8 @@ class Trainer:
         for name, dataset in {**self.eval_sets, **self.train_sets}.items():
             if len(dataset) == 0:
                 raise DataError(f"set {name!r} holds no samples; check DATASET.ROOT, its split, VIEWS and frame step")
+        for dataset in self.eval_sets.values():  # what cannot be judged is told now, not after the training
+            self.task.judge(dataset)
         per_process = cfg.TRAIN.BATCH_SIZE * cfg.TRAIN.ACCUMULATE
         for dataset in self.train_sets.values():  # now, not when the loader starts: a run that cannot begin leaves no folder
             check_batch(len(dataset), per_process, self.world.size)

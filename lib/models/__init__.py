@@ -1,4 +1,4 @@
-"""Whole networks by name (MODEL.NAME)."""
+"""Whole networks by name (MODEL.NAME): those for crops, which take the arguments of PoseResNet, and those that belong to some tasks."""
 
 MODELS = {
     "fusion": "lib.models.fusion:FusionNet",
@@ -8,3 +8,5 @@ MODELS = {
     "temporal": "lib.models.temporal:TemporalModel",
     "voxelpose": "lib.models.voxelpose:VoxelPose",
 }
+# Those with arguments and outputs of their own: only the tasks that name them (Task.models) can train them.
+OF_TASKS = ("fusion", "hourglass", "pose_machine", "temporal", "voxelpose")

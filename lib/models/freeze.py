@@ -1,7 +1,7 @@
 """Networks that will not be trained any more: batch norms folded, weights in the format they are used in, compiled as constants."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ PAIRS = {
 }
 
 
-def freeze(model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = False) -> None:
+def freeze(
+    model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = False, called: Sequence[nn.Module] | None = None
+) -> None:
     """Prepares a network, in place, for predictions alone; the same numbers to rounding, in less time.
 
     Each batch norm behind a convolution becomes part of its weights. The result can be neither trained nor saved as a checkpoint:
@@ -35,6 +37,7 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = 
             at each pass; None = float32.
         compiled: torch.compile it with the weights as constants. The first forward passes take minutes, and have to run without
             gradients.
+        called: the parts that are called one by one, which are what is compiled; None = the model itself is called.
     """
     model.eval()
     fold_batch_norms(model)
@@ -43,7 +46,8 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = 
             if isinstance(module, _ConvNd):  # only these: other layers may keep out of autocast's reach
                 module.to(dtype)
     if compiled:
-        model.compile(options={"freezing": True})
+        for module in [model] if called is None else called:
+            module.compile(options={"freezing": True})
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Tasks by name. A task is the only place where models, losses, samples and geometry meet."""
 
 from lib.config import Config
-from lib.registry import resolve
+from lib.models import MODELS, OF_TASKS
+from lib.registry import nearest, resolve
 from lib.tasks.base import Step, Task
 
 TASKS = {
@@ -23,10 +24,14 @@ def build(cfg: Config) -> Task:
     """The task that `cfg.TASK` names, on the CPU, with freshly initialised or pretrained weights; reads no data.
 
     Raises:
-        ConfigError: an unknown task, a key set in a section that the task does not read, or a correction that it does not have.
+        ConfigError: an unknown task, a key set in a section that the task does not read, a network or a correction that it does not have.
     """
     task_class = resolve(TASKS, cfg.TASK, key="TASK")
     cfg.check_sections(task_class.sections, cfg.TASK)
+    models = task_class.models or [name for name in MODELS if name not in OF_TASKS]
+    if (name := cfg.MODEL.NAME) not in models:
+        hint = f" (did you mean {guess}?)" if (guess := nearest(name, models)) else ""
+        raise cfg.error("MODEL.NAME", f"is {name}, which TASK {cfg.TASK} does not train{hint}; set it to {' or '.join(models)}")
     if cfg.TEST.CORRECTION not in task_class.corrections:
         found = f"is {cfg.TEST.CORRECTION}, which TASK {cfg.TASK} does not have; expected {' or '.join(task_class.corrections)}"
         raise cfg.error("TEST.CORRECTION", found)

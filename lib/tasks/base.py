@@ -31,6 +31,7 @@ class Task(nn.Module):
     sections: tuple[str, ...] = ()  # configuration sections it reads; a key set in any other one is an error
     key_metric: tuple[str, str] = ("mpjpe_mm", "min")  # what "best" means: a name of the report, and "min" or "max"
     corrections: tuple[str, ...] = ("off",)  # what TEST.CORRECTION may be
+    models: tuple[str, ...] = ()  # what MODEL.NAME may be; () = the networks of lib.models that belong to no task, see OF_TASKS there
     cfg: Config
     model: nn.Module  # what a released checkpoint contains
     sees: str = "person"  # what its network is shown: "person" = a picture of one, "keypoints" over time, "views" of several people, "pose"
@@ -42,6 +43,20 @@ class Task(nn.Module):
     def pose_skeleton(self) -> str:
         """Joints of the predictions, where they are not those of the model's output."""
         return self.skeleton
+
+    @classmethod
+    def overfit(cls, cfg: Config) -> dict[str, Any]:
+        """{dotted key: value} that --overfit sets beside those of any task (lib.engine.batches.overfit_config), so that the samples that
+        are learned come as they are, and are those that are judged.
+
+        Raises:
+            ConfigError: what is learned cannot be judged.
+        """
+        return {}
+
+    def called(self) -> list[nn.Module]:
+        """The modules that steps and predictions call; COMPILE compiles these, since a method that is called is not compiled."""
+        return [self.model]
 
     def train_data(self) -> dict[str, Dataset]:
         """Training sets by name; the first defines the epoch, the others cycle beside it."""
@@ -77,6 +92,10 @@ class Task(nn.Module):
             ConfigError: the evaluator cannot tell that.
         """
         return with_limbs(self.cfg, self.evaluator(dataset), dataset)
+
+    def protocol(self) -> dict[str, Any]:
+        """What results.json says of how poses are made and judged, beside what holds for any task; the evaluator's word comes after it."""
+        return {"flip_test": self.cfg.TEST.FLIP_TEST}
 
     def rows(self, pred: dict[str, Tensor], batch: dict) -> tuple[dict[str, Tensor], dict]:
         """Predictions and batch as the evaluator and predictions.npz take them, a row each; for samples that are several rows."""

@@ -1,10 +1,12 @@
 """What the tasks over person crops share: from the configuration to annotations, augmentation and samples."""
 
 import dataclasses
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.config import Config
 from lib.dataset import formats, load
@@ -68,6 +70,13 @@ def annotations(cfg: Config, split: str, step: int = 1, subjects: Sequence[str] 
         ensure_native(cfg.DATASET.DATASET, root, **world)
     ann = load(cfg.DATASET.DATASET, root, split, cfg.DATASET.OPTIONS, skeleton or skeleton_name(cfg))
     return ann.protocol(subjects, step, cfg.DATASET.VIEWS)
+
+
+def options(cfg: Config) -> dict[str, Any]:
+    """The options of the data's layout that are in effect: DATASET.OPTIONS, and the defaults of what it does not name."""
+    layout = resolve({**formats.FORMATS, **formats.TRACKS}, cfg.DATASET.DATASET, key="DATASET.DATASET")
+    _, _, *known = inspect.signature(layout.read).parameters.values()  # root and split come first
+    return {p.name: p.default for p in known if p.default is not p.empty} | dict(cfg.DATASET.OPTIONS)
 
 
 def weak_sets(cfg: Config, key: str, skeleton: str) -> list[tuple[Annotations, Config]]:

@@ -57,6 +57,9 @@ class EpipolarTask(IntegralTask):
             raise cfg.error("MODEL.HEAD", f"is {self.head}, but the student of TASK epipolar needs depth; set it to volume")
         if cfg.EPIPOLAR.METHOD == "ransac" and cfg.EPIPOLAR.PAIRS != "all" and not self.online:
             raise cfg.error("EPIPOLAR.PAIRS", f"is {cfg.EPIPOLAR.PAIRS}, but METHOD ransac chooses its views itself; set PAIRS all")
+        if cfg.EPIPOLAR.METHOD == "ransac" and not cfg.EPIPOLAR.THRESHOLD_PX > 0:
+            found = "is 0, but METHOD ransac tells by it which views agree"
+            raise cfg.error("EPIPOLAR.THRESHOLD_PX", f"{found}; set a reprojection error in px of the full image, or METHOD reweighted")
         if cfg.EPIPOLAR.EXTRINSICS == "estimated" and cfg.EPIPOLAR.SCALE == "baseline" and not cfg.EPIPOLAR.BASELINE_MM > 0:
             raise cfg.error("EPIPOLAR.BASELINE_MM", "is 0, but SCALE baseline needs the distance of the first two cameras; set it, in mm")
         self.teacher: Task | None = None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lib.config import Config
 from lib.dataset.annotations import Annotations, strong_and_weak
 from lib.dataset.formats import FORMATS
 from lib.dataset.image import HG3D, HG3D_HOURGLASS, ImageSpec
@@ -57,14 +58,13 @@ class FusionTask(IntegralTask):
 
     sections = (*IntegralTask.sections, "FUSION")
     corrections = ("off",)
+    models = ("fusion", "hourglass")
     strict_pckh = True  # as in Zhou et al.'s release
 
     def _network(self) -> nn.Module:
         cfg, extra, f = self.cfg, self.cfg.MODEL.EXTRA, self.cfg.FUSION
         if cfg.MODEL.HEAD not in ("heatmap", "heatmap_depth"):
             raise cfg.error("MODEL.HEAD", f"is {cfg.MODEL.HEAD}, but TASK fusion has heatmaps; set heatmap_depth or heatmap")
-        if cfg.MODEL.NAME not in ("fusion", "hourglass"):
-            raise cfg.error("MODEL.NAME", f"is {cfg.MODEL.NAME}, but TASK fusion trains fusion or hourglass; set one of the two")
         self.has_depth, self.hourglass = cfg.MODEL.HEAD == "heatmap_depth", cfg.MODEL.NAME == "hourglass"
         self.published = f.RULE == "published"
         if self.published and self.skeleton != data.MPII:
@@ -93,6 +93,10 @@ class FusionTask(IntegralTask):
             deconv_bias=extra.DECONV_WITH_BIAS,
             stages=extra.NUM_STAGES,
         )
+
+    @classmethod
+    def overfit(cls, cfg: Config) -> dict:
+        return {"FUSION.ROT_FACTOR": 0.0}
 
     @property
     def dims(self) -> int:

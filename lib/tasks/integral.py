@@ -155,6 +155,7 @@ class IntegralTask(Task):
         if self.heatmap_loss and self.head != "heatmap":
             raise cfg.error("LOSS.FN", f"{HEATMAP_LOSS} trains MODEL.HEAD heatmap, but it is {self.head}; set one of the two")
         self.reader = PoseReader(self.head, self.image_spec.size, self._decoding())
+        self.soft = PoseReader(self.head, self.image_spec.size, "soft")  # of the losses: a maximum has no gradient
         if not self.heatmap_loss:
             self.joint_loss = build_joint_loss(cfg.LOSS.FN, cfg.LOSS.NORM, cfg.LOSS.SIZE_AVERAGE, cfg.LOSS.BETA)
         return build_model(cfg, get(self.skeleton).num)
@@ -165,8 +166,14 @@ class IntegralTask(Task):
         return self.reader.dims
 
     def _decoding(self) -> str:
-        if self.cfg.TEST.DECODE != "auto":
-            return self.cfg.TEST.DECODE
+        asked = self.cfg.TEST.DECODE
+        if self.head == "volume" and asked not in ("auto", "soft"):
+            raise self.cfg.error("TEST.DECODE", f"is {asked}, but MODEL.HEAD volume is read by soft-argmax alone; set it to auto or soft")
+        if self.heatmap_loss and asked == "soft":
+            found = f"is soft, but LOSS.FN {HEATMAP_LOSS} trains heatmaps to be read at their maximum"
+            raise self.cfg.error("TEST.DECODE", f"{found}; set it to auto, dark, quarter or argmax")
+        if asked != "auto":
+            return asked
         if not self.heatmap_loss:
             return "soft"
         return "quarter" if self.cfg.TEST.POST_PROCESS else "argmax"
@@ -229,12 +236,12 @@ class IntegralTask(Task):
         valid: Tensor,  # (B,J)
         valid_depth: Tensor,  # (B,J)
     ) -> dict[str, Tensor]:
-        """Loss on the normalised joints; depth counts Z_WEIGHT times."""
-        pred = self.reader(output)[0]
+        """Loss on the normalised joints, read softly however TEST.DECODE reads them; depth counts Z_WEIGHT times."""
+        pred = self.soft(output)[0]
         dims = pred.shape[-1]
         target = x_patch[..., :dims]
         weight = torch.stack([valid, valid, valid_depth * self.cfg.DATASET.Z_WEIGHT], -1)[..., :dims]
-        losses = {"total": self.joint_loss(self.reader.normalized(pred), self.reader.normalized(target), weight)}
+        losses = {"total": self.joint_loss(self.soft.normalized(pred), self.soft.normalized(target), weight)}
         with torch.no_grad():
             error = (pred - target).abs()
             losses["xy_px"] = _masked_mean(error[..., :2].mean(-1), valid)
@@ -309,6 +316,10 @@ class IntegralTask(Task):
             structure=self.structure,
             protocol=self._protocol(),
         )
+
+    def protocol(self) -> dict:
+        boxes = f"annotated, side x {self.cfg.DATASET.BOX_SCALE:g}"
+        return super().protocol() | {"options": data.options(self.cfg), "boxes": boxes}
 
     def _protocol(self) -> dict[str, str]:
         """What a report says about how poses came about, see `predict`."""

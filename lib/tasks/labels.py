@@ -35,7 +35,7 @@ class Rule:
 
     method: str = "reweighted"  # EPIPOLAR.METHOD: dlt weighted reweighted ransac, or of pairs of views: optimal2 midpoint median
     pairs: str = "all"  # all views at once, or which pairs of them: a name of lib.dataset.rig.PAIRINGS
-    threshold_px: float = 0.0  # a joint needs two views whose reprojection error is below; 0 = any error
+    threshold_px: float = 0.0  # a joint needs two views whose reprojection error is below; 0 = any error, which ransac cannot do
     min_conf: float = 0.0  # views less confident than this are left out
 
 
@@ -61,7 +61,7 @@ def triangulate_views(
         weight = (weight > 0).to(x.dtype)
     used = weight > 0
     if rule.method == "ransac":
-        X, inlier = ransac_triangulate(x, P, weight, rule.threshold_px or 15.0)
+        X, inlier = ransac_triangulate(x, P, weight, rule.threshold_px)
         used = used & inlier
     elif joined is not None or rule.method in PAIRWISE:
         X = triangulate_pairs(x, P, weight, SOLVERS.get(rule.method, rule.method), joined)

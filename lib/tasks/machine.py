@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lib.config import Config
 from lib.dataset import protocols
 from lib.dataset.annotations import Annotations, concat
 from lib.dataset.clips import ClipSamples
@@ -26,7 +27,7 @@ from lib.loss.machine import bone_loss, euclid_loss
 from lib.metrics import Keypoint2DEvaluator
 from lib.metrics.machine import STAGES, MachineEvaluator
 from lib.models import MODELS
-from lib.models.pose_machine import PoseMachine, mask_joints
+from lib.models.pose_machine import Lifter, PoseMachine, mask_joints
 from lib.registry import nearest, resolve
 from lib.skeleton import get
 from lib.tasks import data
@@ -43,7 +44,6 @@ LEARNS = {
     "projector": ("regressor", "projector"),
     "joint": ("trunk", "head2d", "lifter", "regressor", "projector"),
 }
-FLIP = {"flip_test": False}  # what results say, whatever TEST.FLIP_TEST asks for
 RANGE_MARGIN = 0.05  # share of the training poses' range that is added on both sides
 
 
@@ -52,12 +52,11 @@ class MachineTask(IntegralTask):
 
     sections = (*IntegralTask.sections, "MACHINE")
     corrections = ("off", "projector")
+    models = ("pose_machine",)
     model: PoseMachine
 
     def _network(self) -> nn.Module:
         cfg, m, extra = self.cfg, self.cfg.MACHINE, self.cfg.MODEL.EXTRA
-        if cfg.MODEL.NAME != "pose_machine":
-            raise cfg.error("MODEL.NAME", f"is {cfg.MODEL.NAME}, but TASK machine trains pose_machine; set that")
         self.image_spec = ImageSpec(tuple(cfg.MODEL.IMAGE_SIZE), **(MACHINE if m.TRUNK == "cpm" else IMAGENET))
         if m.STAGE == "2d" and m.HEAD2D == "none":
             raise cfg.error("MACHINE.HEAD2D", "is none, but MACHINE.STAGE 2d trains that head; set fc, maps or lstm")
@@ -109,6 +108,16 @@ class MachineTask(IntegralTask):
         for part, module in self.model.named_children():
             if part not in self.learned:
                 module.requires_grad_(False)
+
+    @classmethod
+    def overfit(cls, cfg: Config) -> dict[str, Any]:
+        # A protocol judges other people than it trains on.
+        return {"MACHINE.PROTOCOL": "", "MACHINE.JOINT_MASK": {}, "MACHINE.MASK_2D": 0.0}
+
+    def called(self) -> list[nn.Module]:
+        """All parts but recurrent ones, which would fall to pieces frame by frame, and those whose weights a correction moves."""
+        kept = ("regressor", "projector", "normalizer") if self.corrects else ("normalizer",)
+        return [part for name, part in self.model.named_children() if name not in kept and not isinstance(part, Lifter)]
 
     def train(self, mode: bool = True) -> "MachineTask":
         """Parts that do not learn behave as in evaluation."""
@@ -361,15 +370,18 @@ class MachineTask(IntegralTask):
         ann, test = dataset.ann, self.cfg.TEST
         actions = [ann.action(row) for row in range(len(ann))] if any(ann.actions) else None
         if not self._has_poses(ann):
-            return Keypoint2DEvaluator(self.skeleton, actions, FLIP)
+            return Keypoint2DEvaluator(self.skeleton, actions)
         stages = {"lift": (), "projector": STAGES, "joint": STAGES}[self.cfg.MACHINE.STAGE]
         return MachineEvaluator(
             self.skeleton, stages, actions=actions, joints=test.JOINTS or None, variants=test.VARIANTS, protocol=self._protocol()
         )
 
+    def protocol(self) -> dict[str, Any]:
+        return super().protocol() | {"flip_test": False}  # whatever TEST.FLIP_TEST asks for
+
     def _protocol(self) -> dict[str, Any]:
         m = self.cfg.MACHINE
-        told: dict[str, Any] = {"root_depth": "not used", "intrinsics": "not used", "clip": m.CLIP} | FLIP
+        told: dict[str, Any] = {"root_depth": "not used", "intrinsics": "not used", "clip": m.CLIP}
         if m.PROTOCOL:
             told |= protocols.describe(m.PROTOCOL, "test", m.FRAMES)
         if m.RETARGET:

@@ -28,6 +28,7 @@ from lib.tasks.voxelpose import VoxelPoseTask
 
 EMBEDDED = "synthetic"  # DATASET.TRAIN_SET: poses of the embedded world
 EMBEDDED_POSES = 1000
+DETECTIONS = {"labels": "detections"}  # DATASET.OPTIONS of what is judged
 SKELETONS = (actors.DETECTED, "panoptic15")  # VoxelPose's, and SelfPose3d's in these places
 log = logging.getLogger("parallax")
 
@@ -49,6 +50,11 @@ class ScenesTask(VoxelPoseTask):
             )  # fmt: skip
         super().__init__(cfg)
         self.key_metric = ("pcp_percent", "max")
+
+    @classmethod
+    def overfit(cls, cfg: Config) -> dict:
+        found = "is scenes, which learns from scenes that are made up and is judged by the pictures alone, so that --overfit cannot judge "
+        raise cfg.error("TASK", found + "what was learned; use --dry-run, or a short run with TRAIN.MAX_STEPS")
 
     # --- data
 
@@ -88,7 +94,7 @@ class ScenesTask(VoxelPoseTask):
     def eval_data(self) -> dict[str, Dataset]:
         """Detections of the pictures of the test split; the rig tells the space, where the configuration does not."""
         cfg, d = self.cfg, self.cfg.DATASET
-        cfg = cfg.with_values({"DATASET.OPTIONS": d.OPTIONS | {"labels": "detections"}})
+        cfg = cfg.with_values({"DATASET.OPTIONS": d.OPTIONS | DETECTIONS})
         ann = data.annotations(cfg, d.TEST_SET, d.VAL_FRAME, cfg.TEST.SUBJECTS)
         if cfg.VOXEL.PEAKS == "ones":
             ann = dataclasses.replace(ann, conf=(ann.conf > 0).astype(ann.conf.dtype))
@@ -98,6 +104,10 @@ class ScenesTask(VoxelPoseTask):
         return {"valid": samples}
 
     # --- evaluation
+
+    def protocol(self) -> dict:
+        told = super().protocol()
+        return told | {"options": told["options"] | DETECTIONS}
 
     def evaluator(self, dataset: FrameSamples) -> PCPEvaluator:
         space = self.model.root_net.space

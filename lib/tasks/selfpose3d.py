@@ -43,6 +43,10 @@ class SelfPose3dTask(VoxelPoseTask):
         if self.in_space:
             self.key_metric = ("reprojection_percent", "min")
 
+    @classmethod
+    def overfit(cls, cfg: Config) -> dict:
+        return {"SSL.COLORS": 0, "SSL.CUTS": [0, 0], "SSL.FULL_VIEWS": 0, "SSL.VALID_LABELS": cfg.SSL.LABELS}
+
     def learned(self) -> tuple[str, ...]:
         ssl = self.cfg.SSL
         if ssl.STAGE in ("backbone", "root"):

@@ -28,6 +28,7 @@ from lib.models import MODELS
 from lib.models.temporal import momentum
 from lib.registry import resolve
 from lib.skeleton import get
+from lib.tasks import data
 from lib.tasks.base import Step, Task
 from lib.tasks.correction import by_keypoints, told
 from lib.tasks.world import ensure_motion
@@ -88,6 +89,7 @@ class TemporalTask(Task):
 
     sections = ("DATASET", "MODEL", "TEMPORAL", "TRAIN", "TEST", "DEBUG", "SYNTH", "CORRECTION")
     corrections = ("off", "camera")
+    models = ("temporal",)
     sees = "keypoints"
 
     def __init__(self, cfg: Config):
@@ -318,6 +320,9 @@ class TemporalTask(Task):
         piece, first = frames.nonzero()[:, 0], self.pad + self.shift
         x = batch["x_screen"][:, first : first + frames.shape[1]][frames]
         return by_keypoints(self.cfg, X_root, x, self.layout, self.skeleton, piece, batch["camera"][piece], root, self.tangential)
+
+    def protocol(self) -> dict:
+        return super().protocol() | {"options": data.options(self.cfg)}
 
     def evaluator(self, dataset: TrackSamples) -> SequenceEvaluator:
         tracks, test = dataset.tracks, self.cfg.TEST

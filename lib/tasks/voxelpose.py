@@ -46,6 +46,7 @@ class VoxelPoseTask(Task):
 
     sections = ("DATASET", "MODEL", "LOSS", "VOXEL", "TRAIN", "TEST", "DEBUG", "SYNTH")
     sees = "views"
+    models = ("voxelpose",)
     parts_key = "VOXEL.PARTS"  # that names what is trained
 
     def __init__(self, cfg: Config):
@@ -58,6 +59,8 @@ class VoxelPoseTask(Task):
         self.from_images = v.HEATMAPS == "network"
         self.roots = self._root_joints()
         self.parts = self.learned()
+        if not self.parts:
+            raise cfg.error(self.parts_key, "is empty, so that nothing would learn; name some of backbone, root_net and pose_net")
         self.in_space = "root_net" in self.parts or "pose_net" in self.parts  # else the 2D network alone is trained, judged and kept
         if bool(v.SPACE_SIZE) != bool(v.SPACE_CENTER):
             raise cfg.error("VOXEL.SPACE_SIZE", "and SPACE_CENTER belong together; set both, or neither to find them from the cameras")
@@ -95,6 +98,11 @@ class VoxelPoseTask(Task):
     def learned(self) -> tuple[str, ...]:
         """Parts of the network that are trained."""
         return tuple(self.cfg.VOXEL.PARTS)
+
+    def called(self) -> list[nn.Module]:
+        """The 2D networks and the 3D ones; what lies between them, geometry of any number of people, is left as it is."""
+        spatial = [net.v2v_net for net in (self.model.root_net, self.model.pose_net) if net is not None]
+        return [net for net in (self.model.backbone, self.model.attn) if net is not None] + spatial
 
     def attention(self, joints: int) -> nn.Module | None:
         """The attention network, where training needs one."""
@@ -259,6 +267,9 @@ class VoxelPoseTask(Task):
         x_hm, conf = self._shown(batch, hm_from_img)
         hits = peak_hits(hm.flatten(0, 1), x_hm.flatten(0, 1), conf.flatten(0, 1) > 0, self.cfg.VOXEL.THRESHOLD, PEAK_RADIUS)
         return hits.unflatten(0, hm.shape[:2]).sum(1)
+
+    def protocol(self) -> dict:
+        return {"options": data.options(self.cfg), "flip_test": self.cfg.TEST.FLIP_TEST and self.from_images}
 
     def evaluator(self, dataset: FrameSamples) -> RowEvaluator:
         counts = {"instants_left_out": dataset.left_out}
