@@ -30,6 +30,10 @@ def at_least(low: float) -> Check:
     return Check(lambda v: v >= low, f"at least {low}")
 
 
+def between(low: float, high: float) -> Check:
+    return Check(lambda v: low <= v <= high, f"{low} to {high}")
+
+
 def each(holds: Callable[[Any], bool], words: str, length: int | None = None) -> Check:
     return Check(lambda v: (length is None or len(v) == length) and all(holds(e) for e in v), words)
 
@@ -61,7 +65,7 @@ TREE = Group("", {
                     "integral", "epipolar", "refine", "temporal", "fusion", "machine", "voxelpose", "selfpose3d", "scenes")),
     "EXP_NAME": Key("", "Last folder of the run directory; empty = the name of the YAML file."),
     "OUTPUT_DIR": Key("output", "Folder that holds all runs: OUTPUT_DIR/dataset/model/EXP_NAME."),
-    "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", at_least(0)),
+    "SEED": Key(0, "Seed of the weights, the order of the samples and their augmentation.", between(0, 2**32 - 1)),
     "DEVICE": Key("auto", "Where to compute; auto = a GPU if there is one, else the CPU.", DEVICE),
     "WORKERS": Key(4, "Processes that prepare samples, per training process; 0 = none.", at_least(0)),
     "PRINT_FREQ": Key(20, "Steps between two lines of the log.", at_least(1)),
@@ -70,7 +74,7 @@ TREE = Group("", {
     "CHANNELS_LAST": Key(True, "Keep images and feature maps in channels-last memory order (faster convolutions)."),
     "COMPILE": Key(False, "Compile the networks with torch.compile; slower start, faster steps."),
     "DETERMINISTIC": Key(False, "Use deterministic algorithms only, so that runs on a GPU repeat bit by bit."),
-    "THREADS": Key(0, "Threads of torch per process; 0 = torch's own choice.", at_least(0)),
+    "THREADS": Key(0, "Threads of torch per process; 0 = torch's own choice.", between(0, 4096)),
     "DATASET": Group("What is learned from, how a person is cropped, and how samples are varied.", {
         "DATASET": Key("synthetic", "Name of the data format, a file of lib/dataset/formats."),
         "ROOT": Key("data/synthetic", "Folder of the data; the embedded world is generated into it when missing."),

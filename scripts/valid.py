@@ -6,6 +6,7 @@ examples:
   python scripts/valid.py --cfg experiments/synthetic/train.yaml TEST.FLIP_TEST true DATASET.TEST_SET train
 
 results.json, predictions.npz and figures/ land in the run directory, under valid-<name of the weights>/, and of MPII also pred.mat.
+A later evaluation of the same weights replaces them; another EXP_NAME keeps them apart.
 All keys: docs/config.md
 """
 

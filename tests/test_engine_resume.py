@@ -148,8 +148,16 @@ def test_resume_of_a_given_file_starts_another_run_from_its_state(tmp_path, whol
     with pytest.raises(Stop):
         fit(tmp_path / "a", "TRAIN.SAVE_STEPS", 2, task_class=stopping_at(9))
     (toy_folder(tmp_path / "a") / run_dir.LAST).rename(file)
+    state = checkpoint.load(file)
+    checkpoint.save(file, state | {"best": state["best"] | {"value": -1e9}})  # scores of the other run, which this one will not reach
     fit(tmp_path / "b", "MODEL.RESUME", file)
     assert_equal(final(tmp_path / "b"), final(whole))
+    assert (toy_folder(tmp_path / "b") / run_dir.BEST).exists() and run_dir.read_results(toy_folder(tmp_path / "b"))
+
+
+def test_weights_alone_are_no_state_to_go_on_from(tmp_path, whole):
+    with pytest.raises(RunError, match="model_best.pth.tar: holds weights, but not where a training stands.*MODEL.PRETRAINED"):
+        fit(tmp_path, "MODEL.RESUME", toy_folder(whole) / run_dir.BEST)
 
 
 # ------------------------------------------------------------------------------------------------------- run directory

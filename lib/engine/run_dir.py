@@ -83,6 +83,10 @@ def check_config(old: dict, new: dict, where: str | Path) -> None:
 
 def check_state(state: dict, cfg, processes: int, where: str | Path) -> None:
     """Raises RunError unless a checkpoint was written by a run of this configuration and number of processes."""
+    if "rng" not in state:
+        raise RunError(
+            f"{where}: holds weights, but not where a training stands; give {LAST}, or use it as MODEL.PRETRAINED of a new run"
+        )
     check_config(state["config"], cfg.to_dict(), where)
     if len(state["rng"]) != processes:
         raise RunError(

@@ -262,6 +262,8 @@ class Trainer:
         state = checkpoint.load(self.source) if self.source else None
         if state is not None:
             run_dir.check_state(state, self.cfg, self.world.size, self.source)
+            if folder is not None and self.source.resolve().parent != folder.resolve():
+                state["best"] = None  # its best weights are in its own folder
         return state
 
     def _last_step(self) -> int:
@@ -362,7 +364,9 @@ class Trainer:
     def _finish(self, model: dict, trained: bool) -> dict:
         """Bare weights of the last step, the table of the best ones, and where everything is."""
         if not trained:
-            self.log.info(f"finished already, at step {self.step}; raise TRAIN.END_EPOCH (or MAX_STEPS) to go on")
+            ended = self.cfg.TRAIN.SCHEDULE == "cosine"  # of another number of steps it would be another curve
+            longer = "train longer from MODEL.PRETRAINED, in another EXP_NAME" if ended else "raise TRAIN.END_EPOCH (or MAX_STEPS) to go on"
+            self.log.info(f"finished already, at step {self.step}; {longer}")
         if self.folder is not None:
             if self.world.is_main and (trained or not (self.folder / run_dir.FINAL).exists()):
                 checkpoint.save(self.folder / run_dir.FINAL, model)
@@ -373,7 +377,9 @@ class Trainer:
         if self.folder is None:
             self.log.info("nothing was written")
         else:
-            self.log.info(f"results: {self.folder / run_dir.RESULTS}\nweights: {self.folder / run_dir.BEST}")
+            written = {"results": self.folder / run_dir.RESULTS, "weights": self.folder / run_dir.BEST}
+            lines = [f"{what}: {path}" for what, path in written.items() if path.exists()]
+            self.log.info("\n".join(lines or [f"{self.folder}: nothing was judged"]))
         return self.results
 
     def _announce(self) -> None:
