@@ -50,8 +50,10 @@ def load(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location=HOST, weights_only=True)
     except FileNotFoundError as e:
         raise RunError(f"{path}: no such checkpoint") from e
-    except (OSError, *MALFORMED) as e:
-        reason = str(e).strip().split("\n")[0][:200]
+    except OSError as e:
+        raise RunError(f"{path}: cannot be read ({e.strerror or e}); check the path") from e
+    except MALFORMED as e:
+        reason = "cut short, foreign, or with code in it" if path.stat().st_size else "empty"
         raise RunError(
             f"{path}: is damaged or not a checkpoint of Parallax ({reason}); nothing was changed. Move it away to "
             "start anew, or give its weights as MODEL.PRETRAINED"
