@@ -600,11 +600,14 @@ class Config(Frozen):
         return _build(self.flat(), self._sources, self._own, settings, self.file)
 
     def check_sections(self, sections: Sequence[str], task: str) -> None:
-        """Refuse keys set in a section that the task does not read; only BASE files, which tasks share, may set such.
+        """Refuse keys set in a section that the task does not read; only BASE files, which tasks share, may set such, and the complete
+        configuration that a run keeps.
 
         Raises:
             ConfigError: naming the key, its file and line, and the task.
         """
+        if {dotted for dotted, key in SCHEMA.keys.items() if not isinstance(key.default, Mapping)} <= set(self._own):
+            return
         for dotted in self._own:
             section, dot, _ = dotted.partition(".")
             if dot and section not in sections:

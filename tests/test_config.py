@@ -258,7 +258,9 @@ def test_sections_the_task_does_not_read(write):
     cfg.check_sections((*reads, "EPIPOLAR"), "epipolar")
     with pytest.raises(ConfigError, match="^command line: LOSS.BETA is set, but TASK integral does not read LOSS$"):
         load(None, ["LOSS.BETA", "2"]).check_sections(reads, "integral")
-    defaults().with_values({"LOSS.BETA": 2}).check_sections(reads, "integral")  # a stored configuration holds all keys
+    whole = defaults().with_values({"LOSS.BETA": 2})
+    whole.check_sections(reads, "integral")  # a stored configuration holds all keys,
+    load(write(whole.to_yaml())).check_sections(reads, "integral")  # and so does the config.yaml of a run
 
 
 def test_input_files_must_exist(write):
