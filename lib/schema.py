@@ -4,6 +4,7 @@ Files are walked as YAML nodes rather than read as values: each value then knows
 seen, and nothing is evaluated.
 """
 
+import json
 import math
 import os
 import re
@@ -231,9 +232,11 @@ def fit_free(setting: Setting, value: Any) -> Any:
 def _parse(text: str) -> Any:
     """The value of a YAML scalar or flow text; the text itself where it is not YAML."""
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        json.dumps(value, default=str, skipkeys=True)  # raises ValueError where it contains itself, as aliases can
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2020-99-99 looks like a date
         return text
+    return value
 
 
 # ------------------------------------------------------------------------------------------------ files and arguments

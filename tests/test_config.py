@@ -181,6 +181,7 @@ FILES = [  # text of c.yaml, and what the message is
     ("EXP_NAME: 'a\x00b'", "c.yaml: not valid YAML:"),
     ("SEED: " + "[" * 1000, "c.yaml: not valid YAML:"),
     ("TRAIN: &t\n  LR: *t", "c.yaml:1: not valid YAML: found unconstructable recursive node"),
+    ("TRAIN:\n  LR_STEP: &a [*a]", "c.yaml:2: not valid YAML: found unconstructable recursive node"),
     ("BASE: gone.yaml", "c.yaml:1: BASE: no file 'gone.yaml'; the path is relative to the file that names it"),
     ("BASE: [a]", "c.yaml:1: BASE: expected the path of a YAML file, got the list ['a']"),
     ("BASE: ./c.yaml", "c.yaml:1: BASE: c.yaml -> c.yaml is a circle"),
@@ -198,6 +199,7 @@ def test_mistakes_in_a_file(write, text, message):
 ARGUMENTS = [
     (["TRAIN.LR_STEP", "90,110"], "command line: TRAIN.LR_STEP 90,110: expected a list such as [90, 110]"),
     (["TRAIN.LR=fast"], "command line: TRAIN.LR fast: expected a number"),
+    (["TRAIN.LR_STEP", "&a [*a]"], "command line: TRAIN.LR_STEP &a [*a]: expected a list such as [90, 120]"),
     (["TRAIN.LR", "[1"], "command line: TRAIN.LR [1: expected a number"),
     (["LR", "0.1"], "command line: LR is not a key; did you mean TRAIN.LR or CORRECTION.LR?"),
     (["TRIAN.BATCH_SIZE", "1"], "command line: TRIAN.BATCH_SIZE is not a key; did you mean TRAIN.BATCH_SIZE?"),

@@ -146,6 +146,7 @@ DAMAGE = {
     "text names": (lambda a: replace(a, images=a.images.astype(str)), "'images' is not a 1-D array of bytes"),
     "names per sequence": (lambda a: replace(a, actions=a.actions[:1]), "'actions' has 1 entries, expected 2"),
     "empty": (lambda a: a.select(np.zeros(0, dtype=int)), "holds no observation"),
+    "one number": (lambda a: replace(a, subjects=np.array(b"S1")), "'subjects' is not a 1-D array of bytes"),
     "camera type": (lambda a: replace(a, cameras=a.cameras.to(a.cameras.K.float().dtype)), "expected torch.float64"),
     "camera NaN": (lambda a: replace(a, cameras=replace(a.cameras, t=a.cameras.t * np.nan)), "'cameras.t' of row 0"),
     "camera scale": (lambda a: replace(a, cameras=replace(a.cameras, R=a.cameras.R * 2)), "'cameras.R' of row 0"),

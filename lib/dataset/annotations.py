@@ -442,7 +442,8 @@ def _check(ann: Annotations, name: str) -> None:
         raise DataError(
             f"{name}: field 'skeleton': {error}; use one of the names in lib/skeleton.py or add one there"
         ) from error
-    n, p, j, s = len(ann.sequence), len(ann.X_world), skel.num, len(ann.subjects)
+    n, p, s = (len(column) if np.ndim(column) else 0 for column in (ann.sequence, ann.X_world, ann.subjects))
+    j = skel.num
     if n == 0:
         raise DataError(
             f"{name}: holds no observation, expected one or more; check the split, subjects, views and frame step"
