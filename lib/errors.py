@@ -50,10 +50,10 @@ MALFORMED = (
 )  # fmt: skip
 
 
-def interruptible(main: Callable[[], int]) -> int:
-    """The exit status of a command, which Ctrl-C ends without a traceback. Files appear whole or not at all."""
+def interruptible(main: Callable[[], int], said: str = "stopped; what was written is complete") -> int:
+    """The exit status of a command, which Ctrl-C ends with a word and no traceback. Files appear whole or not at all."""
     try:
         return main()
     except KeyboardInterrupt:
-        print("stopped; what was written is complete", file=sys.stderr)
+        print(said, file=sys.stderr)
         return INTERRUPTED

@@ -147,7 +147,7 @@ class Predictor:
         cfg = task.cfg.DATASET
         options = {"correction": task.cfg.TEST.CORRECTION, "evidence": evidence, "amp": amp}
         predictor = Predictor(task, device, cfg.DEPTH_RANGE, box_scale=cfg.BOX_SCALE, box_fit=cfg.BOX_FIT, **options)
-        freeze(task.model, predictor.amp_dtype, compiled)
+        freeze(task.model, predictor.amp_dtype, compiled, task.called())
         return predictor
 
     def __call__(

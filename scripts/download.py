@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `lib` is found from any folder
 
-from lib.errors import ParallaxError, WeightsError
+from lib.errors import ParallaxError, WeightsError, interruptible
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,9 +38,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head`
         sys.stderr.close()
         return 0
-    except KeyboardInterrupt:
-        print("stopped; run the same command again", file=sys.stderr)
-        return 130
     return 2 if failed else 0
 
 
@@ -104,4 +101,4 @@ class Bar:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main, "stopped; run the same command again"))

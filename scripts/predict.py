@@ -81,7 +81,7 @@ from lib.config import load
 from lib.dataset import load as load_annotations
 from lib.dataset.image import read_image
 from lib.drawing.paint import beside
-from lib.errors import MALFORMED, DataError, ParallaxError, RunError
+from lib.errors import MALFORMED, DataError, ParallaxError, RunError, interruptible
 from lib.files import replaced, write_text
 from lib.geometry.association import MIN_CONF
 from lib.prediction.detection import anchor, find_people, follow, in_order_of, load_detector
@@ -258,9 +258,6 @@ def main(argv: list[str] | None = None) -> int:
     except ParallaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; what was written is complete, the same command goes on", file=sys.stderr)
-        return 130
 
 
 def predict_all(args: argparse.Namespace) -> int:
@@ -696,4 +693,4 @@ def clip_frame(image: np.ndarray, people: list[Prediction], skeleton: Skeleton, 
 
 if __name__ == "__main__":
     keep_heap()
-    sys.exit(main())
+    sys.exit(interruptible(main, "stopped; what was written is complete, the same command goes on"))

@@ -12,7 +12,7 @@ from lib.engine.distributed import start
 from lib.engine.logger import log, open_console
 from lib.engine.signals import Interrupted
 from lib.engine.trainer import Trainer
-from lib.errors import ParallaxError, WeightsError
+from lib.errors import INTERRUPTED, ParallaxError, WeightsError
 from lib.registry import resolve
 from lib.report import try_report
 from lib.tasks import TASKS, build
@@ -85,10 +85,10 @@ def run(main: Callable[[], object]) -> None:
         main()
     except Interrupted as stop:
         log.info(str(stop))
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         log.info("stopped")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except ParallaxError as error:
         rank = int(os.environ.get("RANK", 0))
         if rank == 0 or not error.shared:  # what only this process has met nobody else can say

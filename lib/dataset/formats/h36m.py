@@ -167,12 +167,12 @@ def _without_lens(cameras: Cameras) -> Cameras:
 def _from_records(path: Path, root: Path, project: str, tangential: str, labels: bool) -> Annotations:
     records, known_views = _records(path)
     try:
-        J, n = len(records[0].get("joints_3d")), len(records)
+        J = len(records[0].get("joints_3d"))
     except TypeError:  # a number, nothing, or an array of no axis
         J = 0
     if J not in ORDERS:
         raise DataError(f"{path}: record 0: joints_3d has {J} rows, expected 17 (Human3.6M) or 16 (MPII's order); see the file")
-    skeleton = ORDERS[J]
+    skeleton, n = ORDERS[J], len(records)
     places = [_place(path, i, record, view) for i, (record, view) in enumerate(zip(records, known_views, strict=True))]
     view = np.array([p.view for p in places], np.int32)
     frame = np.array([p.frame for p in places], np.int32)
